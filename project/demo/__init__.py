@@ -1,0 +1,1 @@
+"""The sample shop: an order application that shows what Mainstay does with real work."""
