@@ -4,6 +4,7 @@ import os
 from importlib.util import find_spec
 
 from celery import Celery
+from celery.signals import setup_logging
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "project.settings")
 
@@ -14,3 +15,8 @@ if find_spec("jobs.celery"):  # TEMPORARY
 
     install(app)
 app.autodiscover_tasks()
+
+
+@setup_logging.connect
+def log_as_django_does(**_: object) -> None:
+    """Keep Celery from replacing the handlers and levels of LOGGING; LOG_LEVEL sets the level."""

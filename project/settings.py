@@ -4,7 +4,7 @@ import os
 from importlib.util import find_spec
 from pathlib import Path
 
-from kombu import Queue
+from kombu import Exchange, Queue
 
 from project import environment
 
@@ -112,11 +112,14 @@ JOBS: dict[str, object] = {}
 CELERY_BROKER_URL = BROKER_URL
 CELERY_TIMEZONE = TIME_ZONE
 CELERY_TASK_DEFAULT_QUEUE = "default"
-CELERY_TASK_QUEUES = [Queue(name) for name in ("default", "payments", "mail", "media", "reports")]
+# Celery gives a queue without an exchange those of the default queue: each message would go everywhere.
+CELERY_TASK_QUEUES = [
+    Queue(name, Exchange(name), routing_key=name)
+    for name in ("default", "payments", "mail", "media", "reports")
+]
 # A misspelt queue is an error, not a queue that nobody reads.
 CELERY_TASK_CREATE_MISSING_QUEUES = False
 CELERY_TASK_TIME_LIMIT = 300
 CELERY_TASK_SOFT_TIME_LIMIT = 270
 CELERY_BEAT_SCHEDULER = "django_celery_beat.schedulers:DatabaseScheduler"
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
-CELERY_WORKER_HIJACK_ROOT_LOGGER = False

@@ -83,7 +83,6 @@ class PostgresServer(Server):
             "unix_socket_directories": str(self.sockets),
             "max_connections": "200",
             "fsync": "on" if self.fsync else "off",
-            "synchronous_commit": "on" if self.fsync else "off",
         }
         options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
         return [str(self.binaries / "postgres"), "-D", str(self.data), *options]
