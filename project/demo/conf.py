@@ -1,4 +1,4 @@
-"""Where the sample shop finds its folder, its payment gateway and its mail server: the environment, or loopback."""
+"""Where the sample shop finds its folder, its payment gateway and its mail server."""
 
 import os
 from pathlib import Path

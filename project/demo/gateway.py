@@ -1,4 +1,4 @@
-"""A payment gateway on loopback: a real HTTP server that answers by the plan and keeps a ledger of what it charged."""
+"""A payment gateway on loopback: a real HTTP server that answers by the plan and keeps a ledger."""
 
 import hashlib
 import json
@@ -25,7 +25,7 @@ class Charge:
 
 
 class Ledger:
-    """What was charged and how often each order was asked about, kept in a journal that survives a restart."""
+    """What was charged and how often each order was asked about; the journal survives a restart."""
 
     def __init__(self, seed: int, journal: Path | None = None) -> None:
         self.seed = seed
@@ -36,7 +36,7 @@ class Ledger:
         self._replay_journal()
 
     def ask(self, key: str, order: str, amount: str, currency: str) -> tuple[Answer, Charge | None]:
-        """Count the request, charge if the plan says so and the key is new; return the answer and the charge."""
+        """Count the request, charge if the plan says so and the key is new; return answer and charge."""
         with self._lock:
             asked = self._count(order)
             answer = gateway_answer(self.seed, order, asked)

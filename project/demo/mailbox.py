@@ -1,4 +1,4 @@
-"""A mail server on loopback: a real SMTP sink that refuses recipients by the plan and keeps messages as files."""
+"""A mail server on loopback: a real SMTP sink that refuses recipients by the plan and keeps messages."""
 
 import asyncio
 import hashlib
@@ -14,7 +14,7 @@ REPLIES = {GREYLISTED: "451 4.7.1 Greylisted, please try again", 550: "550 5.1.1
 
 
 class Sink:
-    """What becomes of each recipient and each message; a message sent twice is kept once, by its Message-ID."""
+    """What becomes of recipients and messages; one sent twice is kept once, by its Message-ID."""
 
     def __init__(self, seed: int, folder: Path) -> None:
         self.seed = seed

@@ -1,4 +1,4 @@
-"""The sample shop's rows: orders and what the jobs make of them, and what the demo remembers having asked for."""
+"""The sample shop's rows: orders, what the jobs make of them, and what the demo remembers asking for."""
 
 from __future__ import annotations
 
@@ -69,7 +69,9 @@ class ImportRun(models.Model):
     class Meta:
         ordering = ("-id",)
         constraints = [
-            models.CheckConstraint(condition=Q(cursor__lte=F("rows")), name="no_more_rows_imported_than_there_are")
+            models.CheckConstraint(
+                condition=Q(cursor__lte=F("rows")), name="no_more_rows_imported_than_there_are"
+            )
         ]
 
     def __str__(self) -> str:

@@ -9,10 +9,11 @@ from itertools import islice
 from pathlib import Path
 
 from jobs.errors import PermanentError
-from project.demo.round import OrderLine
+from project.demo.round import OrderLine, Round
 
 COLUMNS = tuple(field.name for field in fields(OrderLine))
 YES, NO = "yes", "no"
+BROKEN_ROWS = 12
 
 
 class BrokenLine(PermanentError):
@@ -64,3 +65,18 @@ def parse(row: dict[str, str], place: int) -> OrderLine:
         )
     except (KeyError, ValueError, TypeError, InvalidOperation) as error:
         raise BrokenLine(f"order {place} of the file cannot be read: {error!r}") from error
+
+
+def batches(path: Path, *, after: int, size: int) -> Iterator[list[OrderLine]]:
+    """The orders of a file beyond the first ``after``, at most ``size`` at a time."""
+    lines = read(path, after)
+    while batch := list(islice(lines, size)):
+        yield batch
+
+
+def write_broken(path: Path, a_round: Round) -> None:
+    """Write a small order file whose last amount is no number."""
+    beyond = range(a_round.orders, a_round.orders + BROKEN_ROWS)
+    write(path, (a_round.line(index, due=False, receipt=False) for index in beyond))
+    *others, last = path.read_text(encoding="utf-8").splitlines()
+    path.write_text("\n".join([*others, last.replace(",EUR,", ",EUR,twelve ")]) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Asking the payment gateway for money. Errors stay httpx's own: their status codes say whether to try again."""
+"""Asking the payment gateway for money. Errors stay httpx's own: their status says whether to try again."""
 
 from decimal import Decimal
 

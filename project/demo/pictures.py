@@ -12,11 +12,11 @@ GAP = 8
 
 
 def paint(seed: int, picture: Picture, folder: Path) -> Path:
-    """Write a source picture; a corrupt one breaks off in the middle of its header."""
+    """Write a source picture; a corrupt one is an error page that a browser saved."""
     path = folder / picture.file
     path.parent.mkdir(parents=True, exist_ok=True)
     if picture.corrupt:
-        path.write_bytes(b"\xff\xd8\xff\xe0 the upload broke off here")
+        path.write_bytes(b"<html>413 Request Entity Too Large</html>")
     else:
         canvas(seed, picture).save(path, quality=85)
     return path

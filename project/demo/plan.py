@@ -1,4 +1,4 @@
-"""What the outside world answers in the demo, as a pure function of the seed: no clock, no network, no database."""
+"""What the outside world answers in the demo: a pure function of the seed. No clock, network or database."""
 
 import hashlib
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ class Line(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One answer of the payment gateway; ``charged`` says whether money moved, also when the answer gets lost."""
+    """One answer of the payment gateway; ``charged``: money moved, even if the answer gets lost."""
 
     status: int
     charged: bool = False
@@ -29,7 +29,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Script(Generic[A]):
-    """The answers to the first askings, the answer to all later ones, and how many in a thousand get this script."""
+    """The answers to the first askings, the one to all later ones, and how many in a thousand get it."""
 
     first: tuple[A, ...]
     later: A

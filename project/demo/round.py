@@ -1,4 +1,4 @@
-"""What one seeding of the demo asks for, as pure data: the orders, who is charged, and what each job is about."""
+"""What one seeding of the demo asks for, as pure data: the orders, who is charged, what is pictured."""
 
 import hashlib
 from collections.abc import Iterator
@@ -9,11 +9,47 @@ from decimal import Decimal
 from project.demo.plan import draw
 
 SHOPS = ("harbour-books", "north-coffee", "tidal-bikes")
-FIRST_NAMES = ("ada", "bela", "carl", "dora", "emil", "fatima", "grace", "hugo", "ines", "jon", "kira", "lars")
-LAST_NAMES = ("abbott", "berg", "castro", "dietrich", "eriksen", "fofana", "gruber", "hansen", "ito", "jensen")
-COUNTRIES = {"DK": "DKK", "DE": "EUR", "FR": "EUR", "NO": "NOK", "SE": "SEK"}
+FIRST_NAMES = (
+    "ada",
+    "bela",
+    "carl",
+    "dora",
+    "emil",
+    "fatima",
+    "grace",
+    "hugo",
+    "ines",
+    "jon",
+    "kira",
+    "lars",
+)
+LAST_NAMES = (
+    "abbott",
+    "berg",
+    "castro",
+    "dietrich",
+    "eriksen",
+    "fofana",
+    "gruber",
+    "hansen",
+    "ito",
+    "jensen",
+)
+COUNTRIES = ("DE", "DK", "FR", "NO", "SE")
+CURRENCY = "EUR"
 RATELESS_COUNTRY = "NO"
-PRODUCTS = ("Kettle", "Lantern", "Rucksack", "Saddle", "Atlas", "Teapot", "Bell", "Notebook", "Grinder", "Pannier")
+PRODUCTS = (
+    "Kettle",
+    "Lantern",
+    "Rucksack",
+    "Saddle",
+    "Atlas",
+    "Teapot",
+    "Bell",
+    "Notebook",
+    "Grinder",
+    "Pannier",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,19 +104,26 @@ class Round:
 
     def lines(self) -> Iterator[OrderLine]:
         """The order file, line by line."""
-        due = spread(self.orders, self.charges)
-        receipts = set(due[index] for index in spread(len(due), self.receipts))
+        due, receipts = self.due_places(), self.receipt_places()
         return (self.line(index, index in due, index in receipts) for index in range(self.orders))
+
+    def due_places(self) -> range:
+        """Where in the file the orders stand that still have to be charged."""
+        return spread(self.orders, self.charges)
+
+    def receipt_places(self) -> set[int]:
+        """Where in the file the orders stand that get a receipt."""
+        due = self.due_places()
+        return {due[index] for index in spread(len(due), self.receipts)}
 
     def line(self, index: int, due: bool, receipt: bool) -> OrderLine:
         """One order, a pure function of the seed, the round and its place in the file."""
-        country = one_of(tuple(COUNTRIES), self.seed, self.number, "country", index)
         return OrderLine(
             number=self.order_number(index),
             shop=one_of(SHOPS, self.seed, self.number, "shop", index),
             email=self.email(index),
-            country=country,
-            currency=COUNTRIES[country],
+            country=one_of(COUNTRIES, self.seed, self.number, "country", index),
+            currency=CURRENCY,
             amount=Decimal(500 + int(draw(self.seed, self.number, "amount", index) * 40_000)).scaleb(-2),
             placed_on=date(2026, 1, 1) + timedelta(days=index * 300 // self.orders),
             due=due,
@@ -103,11 +146,12 @@ class Round:
 
     def charged(self) -> list[OrderLine]:
         """The orders that somebody tries to charge."""
-        return [line for line in self.lines() if line.due]
+        receipts = self.receipt_places()
+        return [self.line(index, due=True, receipt=index in receipts) for index in self.due_places()]
 
     def with_receipt(self) -> list[OrderLine]:
         """The orders that get a receipt once they are paid."""
-        return [line for line in self.lines() if line.receipt]
+        return [line for line in self.charged() if line.receipt]
 
     def taxed(self) -> list[OrderLine]:
         """The orders whose tax is booked, drawn from the beginning of the file."""

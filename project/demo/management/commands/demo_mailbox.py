@@ -13,13 +13,17 @@ from project.demo.mailbox import Sink, listen, port_of
 
 
 class Command(BaseCommand):
-    help = "Run a mail server on loopback that keeps messages as files and refuses some recipients by a seeded plan."
+    help = "Run a mail server on loopback that keeps messages as files and refuses some by a seeded plan."
     requires_system_checks = ()
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("--port", type=int, default=8072, help="Port to listen on (0: any that is free).")
-        parser.add_argument("--seed", type=int, default=conf.SEED, help="Seed of the plan (default: DEMO_SEED).")
-        parser.add_argument("--folder", type=Path, default=conf.MAILBOX, help="Folder that messages are kept in.")
+        parser.add_argument(
+            "--seed", type=int, default=conf.SEED, help="Seed of the plan (default: DEMO_SEED)."
+        )
+        parser.add_argument(
+            "--folder", type=Path, default=conf.MAILBOX, help="Folder that messages are kept in."
+        )
 
     def handle(self, *args: Any, **options: Any) -> None:
         asyncio.run(self.serve(Sink(options["seed"], options["folder"]), options["port"]))

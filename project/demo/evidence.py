@@ -1,0 +1,148 @@
+"""What the world outside the jobs table shows: ledger, kept mail, files on disk, the shop's own rows."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+from django.db.models import Q
+
+from jobs.models import Job
+from jobs.states import State
+from project.demo import conf, expected
+from project.demo.mailbox import kept, message_name
+from project.demo.models import Order, Payment, Product, Promise, Receipt, Subscriber, TaxEntry, Thumbnail
+from project.demo.round import Round
+from project.demo.seeding import order_file_of
+
+ORDER_NUMBER = re.compile(r"\d\d-\d{6}")
+
+
+@dataclass(slots=True)
+class Findings:
+    """What was lost without a trace, and what else is not as intended; a sentence each."""
+
+    lost: list[str] = field(default_factory=list)
+    amiss: list[str] = field(default_factory=list)
+
+    def compare(self, what: str, intended: Iterable[str], found: Iterable[str]) -> None:
+        """Note what is missing and what is too much; the first word of a name says what it is about."""
+        wanted, there = set(intended), set(found)
+        for name in sorted(wanted - there):
+            (self.amiss if accounted_for(name.split()[0]) else self.lost).append(f"{what}: missing {name}")
+        self.amiss += [f"{what}: not intended {name}" for name in sorted(there - wanted)]
+
+
+def accounted_for(identity: str) -> bool:
+    """Whether a job that has not completed explains why nothing came of an order, a picture or an address."""
+    about = Q(metadata__order=identity) | Q(payload__contains=identity.rsplit("/", 1)[-1])
+    if ORDER_NUMBER.fullmatch(identity):
+        about |= Q(metadata__file=order_file_of(int(identity[:2])))
+    return Job.objects.filter(about).exclude(state=State.COMPLETED).exists()
+
+
+def gather(rounds: list[Round], ledger: dict[str, Any]) -> Findings:
+    """Compare all effects of the rounds with the plan."""
+    findings = Findings()
+    findings.lost += vanished_jobs()
+    look_at_orders(findings, rounds)
+    look_at_charges(findings, rounds, ledger["charges"])
+    look_at_mail(findings, rounds)
+    look_at_pictures(findings, rounds)
+    look_at_books(findings, rounds)
+    return findings
+
+
+def ledger_of_gateway() -> dict[str, Any]:
+    """The gateway's own record of what it charged."""
+    answer = httpx.get(f"{conf.GATEWAY_URL}/ledger", timeout=10, trust_env=False)
+    ledger: dict[str, Any] = answer.raise_for_status().json()
+    return ledger
+
+
+def vanished_jobs() -> list[str]:
+    """Jobs that were enqueued and have no row."""
+    rows = set(Job.objects.values_list("pk", flat=True))
+    return [
+        f"job {promise.job_id} of {promise.about} has no row"
+        for promise in Promise.objects.all()
+        if promise.pk not in rows
+    ]
+
+
+def look_at_orders(findings: Findings, rounds: list[Round]) -> None:
+    """Every line of every readable order file is an order, and nothing else is."""
+    intended = (a_round.order_number(index) for a_round in rounds for index in range(a_round.orders))
+    findings.compare("orders", intended, Order.objects.values_list("number", flat=True))
+    shipped = Order.objects.filter(state=Order.State.SHIPPED).values_list("number", flat=True)
+    findings.compare("shipped orders", (line.number for r in rounds for line in expected.told(r)), shipped)
+
+
+def look_at_charges(findings: Findings, rounds: list[Round], charges: list[dict[str, str]]) -> None:
+    """Every payable order was charged exactly once, with its own amount, and the shop knows of it."""
+    lines = [line for a_round in rounds for line in expected.paid(a_round)]
+    findings.compare(
+        "charged orders", (line.number for line in lines), (charge["order"] for charge in charges)
+    )
+    findings.amiss += charged_twice(charges)
+    amounts = {f"{line.number} {line.amount}" for line in lines}
+    findings.compare("charged amounts", amounts, (f"{c['order']} {c['amount']}" for c in charges))
+    payments = Payment.objects.values_list("order__number", "reference")
+    findings.compare("payments", (f"{c['order']} {c['reference']}" for c in charges), map(" ".join, payments))
+
+
+def charged_twice(charges: list[dict[str, str]]) -> Iterator[str]:
+    """Orders for which money moved more than once."""
+    keys = defaultdict(list)
+    for charge in charges:
+        keys[charge["order"]].append(charge["key"])
+    return (
+        f"order {order} was charged {len(k)} times: {', '.join(k)}" for order, k in keys.items() if len(k) > 1
+    )
+
+
+def look_at_mail(findings: Findings, rounds: list[Round]) -> None:
+    """Every receipt that can arrive is in the mailbox once, and the shop has its Message-ID."""
+    intended = [line.number for a_round in rounds for line in expected.told(a_round)]
+    sent = {
+        name_of(message_id): order
+        for order, message_id in Receipt.objects.values_list("order__number", "message_id")
+    }
+    findings.compare("receipts", intended, sent.values())
+    findings.compare("messages", intended, (sent.get(path.stem, path.name) for path in kept(conf.MAILBOX)))
+
+
+def name_of(message_id: str) -> str:
+    """The name under which the mailbox keeps the message with this Message-ID."""
+    return message_name(f"Message-ID: {message_id}\r\n\r\n".encode())
+
+
+def look_at_pictures(findings: Findings, rounds: list[Round]) -> None:
+    """Every readable picture has a thumbnail on disk; every product of readable ones has a sheet."""
+    sets = {sku: r.product_pictures(sku) for r in rounds for sku, _ in r.skus()}
+    thumbnails = [
+        f"small/{picture.file}" for pictures in sets.values() for picture in pictures if not picture.corrupt
+    ]
+    findings.compare("thumbnails", thumbnails, Thumbnail.objects.values_list("file", flat=True))
+    findings.compare("thumbnails on disk", thumbnails, files_in("small"))
+    sheets = [f"sheets/{sku}.jpg" for sku, pictures in sets.items() if not any(p.corrupt for p in pictures)]
+    listed = Product.objects.exclude(contact_sheet="").values_list("contact_sheet", flat=True)
+    findings.compare("contact sheets", sheets, listed)
+    findings.compare("contact sheets on disk", sheets, files_in("sheets"))
+
+
+def files_in(folder: str) -> list[str]:
+    """The pictures in a folder of the pictures' folder."""
+    return [f"{folder}/{path.name}" for path in (conf.PICTURES / folder).glob("*.jpg")]
+
+
+def look_at_books(findings: Findings, rounds: list[Round]) -> None:
+    """Every order to be taxed has its entry, and every subscriber is on the list."""
+    entries = TaxEntry.objects.values_list("order__number", flat=True)
+    findings.compare("tax entries", (line.number for r in rounds for line in r.taxed()), entries)
+    subscribers = Subscriber.objects.values_list("email", flat=True)
+    findings.compare("subscribers", (email for r in rounds for email in r.subscriber_emails()), subscribers)
