@@ -5,8 +5,7 @@ import re
 import pytest
 
 from project.celery import app
-
-from .material import COMPOSE, DEPLOY, compose, from_pip, seconds, verdict
+from tests.deploy.material import COMPOSE, DEPLOY, compose, from_pip, seconds, verdict
 
 OURS = {"web", "worker", "beat", "conductor", "flower", "migrate"}
 STORES = {"postgres", "redis"}

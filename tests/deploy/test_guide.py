@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from .material import GUIDE, ROOT, UNITS, compose, example
+from tests.deploy.material import GUIDE, ROOT, UNITS, compose, example
 
 TEXT = GUIDE.read_text()
 

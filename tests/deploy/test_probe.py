@@ -8,7 +8,7 @@ from threading import Thread
 
 import pytest
 
-from .material import DEPLOY, DOCKERFILE
+from tests.deploy.material import DEPLOY, DOCKERFILE
 
 
 class Listener(HTTPServer):

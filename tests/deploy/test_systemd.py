@@ -5,8 +5,7 @@ import re
 import pytest
 
 from project.celery import app
-
-from .material import UNITS, directives, from_debian, seconds, verdict
+from tests.deploy.material import UNITS, directives, from_debian, seconds, verdict
 
 NAMES = {unit.stem.rstrip("@").removeprefix("mainstay-"): unit for unit in UNITS}
 HARDENING = {
