@@ -22,7 +22,7 @@ class Sink:
         self.asked: Counter[str] = Counter()
         folder.mkdir(parents=True, exist_ok=True)
 
-    async def handle_RCPT(
+    async def handle_RCPT(  # noqa: N802 (aiosmtpd looks for this name)
         self, server: SMTP, session: Session, envelope: Envelope, address: str, options: list[str]
     ) -> str:
         """Accept or refuse a recipient by the plan."""
@@ -33,7 +33,9 @@ class Sink:
         envelope.rcpt_tos.append(address)
         return "250 2.1.5 OK"
 
-    async def handle_DATA(self, server: SMTP, session: Session, envelope: Envelope) -> str:
+    async def handle_DATA(  # noqa: N802
+        self, server: SMTP, session: Session, envelope: Envelope
+    ) -> str:
         """Keep the message."""
         content = envelope.original_content or b""
         target = self.folder / f"{message_name(content)}.eml"

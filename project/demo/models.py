@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -209,7 +208,7 @@ class Report(models.Model):
     made_at = models.DateTimeField(auto_now_add=True)
     orders = models.PositiveIntegerField()
     paid = models.PositiveIntegerField()
-    revenue = models.DecimalField(max_digits=14, decimal_places=2, default=Decimal(0))
+    revenue = models.DecimalField(max_digits=14, decimal_places=2, default=0)
 
     class Meta:
         ordering = ("-id",)

@@ -78,7 +78,7 @@ class ChargeOrder(IdempotentTask):
             order=order.number,
             amount=order.amount,
             currency=order.currency,
-            token=str(self.idempotency_token),
+            token=self.idempotency_token,
         )
         with transaction.atomic():
             Payment.objects.get_or_create(order=order, defaults={"reference": reference})
@@ -97,7 +97,7 @@ def send_receipt(self: IdempotentTask, order_id: int) -> str:
         recipient=order.customer_email,
         amount=order.amount,
         currency=order.currency,
-        token=str(self.idempotency_token),
+        token=self.idempotency_token,
     )
     Receipt.objects.get_or_create(order=order, defaults={"message_id": post.deliver(message)})
     return order.customer_email
