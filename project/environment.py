@@ -5,9 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from django.core.exceptions import ImproperlyConfigured
 
+LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 YES, NO = {"1", "true", "yes", "on"}, {"", "0", "false", "no", "off"}
 
 SQLITE_OPTIONS = {
@@ -41,6 +43,41 @@ def words(name: str, default: str = "", environ: Mapping[str, str] = os.environ)
     return [word.strip() for word in environ.get(name, default).split(",") if word.strip()]
 
 
+def number(name: str, default: int, environ: Mapping[str, str] = os.environ) -> int:
+    """The whole number that the variable ``name`` holds."""
+    text = environ.get(name) or str(default)
+    if not text.strip().isdigit():
+        raise ImproperlyConfigured(
+            f"{name}={text!r} is not a whole number. Set it to one, as in {name}={default}."
+        )
+    return int(text)
+
+
+def log_level(environ: Mapping[str, str] = os.environ) -> str:
+    """The level that LOG_LEVEL names.
+
+    >>> log_level(environ={"LOG_LEVEL": "debug"})
+    'DEBUG'
+    """
+    level = environ.get("LOG_LEVEL", "INFO").upper()
+    if level not in LEVELS:
+        raise ImproperlyConfigured(
+            f"LOG_LEVEL={level!r} is not a level. Set it to one of {', '.join(LEVELS)}."
+        )
+    return level
+
+
+def time_zone(environ: Mapping[str, str] = os.environ) -> str:
+    """The time zone that TIME_ZONE names."""
+    name = environ.get("TIME_ZONE") or "UTC"
+    try:
+        return ZoneInfo(name).key
+    except (ZoneInfoNotFoundError, ValueError) as error:
+        raise ImproperlyConfigured(
+            f"TIME_ZONE={name!r} is not a time zone. Write it as Europe/Berlin."
+        ) from error
+
+
 def secret_key(debug: bool, environ: Mapping[str, str] = os.environ) -> str:
     """SECRET_KEY, which only a project in DEBUG may go without."""
     if key := environ.get("SECRET_KEY", ""):
@@ -61,10 +98,13 @@ def database(url: str, base: Path) -> dict[str, Any]:
     >>> database("postgres://ann:s%40fe@db:5433/shop", Path("/srv"))["PASSWORD"]
     's@fe'
     """
-    parts = urlsplit(url)
-    if parts.scheme == "sqlite":
+    try:
+        scheme = urlsplit(url).scheme
+    except ValueError as error:
+        raise refused(url, f"it is not an address ({error})") from error
+    if scheme == "sqlite":
         return sqlite(url, base)
-    if parts.scheme in {"postgres", "postgresql"}:
+    if scheme in {"postgres", "postgresql"}:
         return postgresql(url)
     raise refused(url, "its scheme is not one of sqlite, postgres or postgresql")
 

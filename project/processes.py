@@ -1,9 +1,10 @@
-"""Child processes that never outlive their parent: each leads a group of its own and is ended by its own pid."""
+"""Child processes that never outlive their parent: each leads its own group and is ended by its own pid."""
 
 import contextlib
 import ctypes
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -86,6 +87,13 @@ def tail(log: Path, lines: int = 15) -> str:
     with contextlib.suppress(FileNotFoundError):
         return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
     return ""
+
+
+def listens(port: int) -> bool:
+    """Whether somebody takes connections on a loopback port."""
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+        return True
+    return False
 
 
 def group_of(user: str) -> int:

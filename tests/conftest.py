@@ -43,7 +43,8 @@ def depends_on_database(item: pytest.Item) -> bool:
     """Whether the outcome of a test can depend on which database it runs."""
     if item.get_closest_marker("one_database"):
         return False
-    return bool(item.get_closest_marker("django_db") or USES_DATABASE.intersection(getattr(item, "fixturenames", ())))
+    fixtures = getattr(item, "fixturenames", ())
+    return bool(item.get_closest_marker("django_db") or USES_DATABASE.intersection(fixtures))
 
 
 @pytest.fixture(scope="session")
@@ -184,7 +185,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Any:
 
 @pytest.fixture
 def wait_until() -> WaitUntil:
-    """Wait for a condition, never for a time: ``wait_until(predicate, timeout=10)`` returns what it answered."""
+    """Wait for a condition, never for a time: ``wait_until(predicate, timeout=10)`` returns its answer."""
 
     def wait(predicate: Callable[[], Value], timeout: float = 10, every: float = 0.05) -> Value:
         answers: list[Value] = []

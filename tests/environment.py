@@ -1,7 +1,7 @@
-"""The environment that the settings read, made before Django does: an early pytest plugin (``-p tests.environment``).
+"""The environment that the settings read, made before Django reads it: an early pytest plugin.
 
-``TEST_DB`` chooses the database: ``sqlite`` (the default) or ``postgres``. ``TEST_DATABASE_URL`` names a PostgreSQL
-server to use; without it a private one is started. Nothing is started before a test asks for it.
+``TEST_DB`` chooses the database: ``sqlite`` (the default) or ``postgres``. ``TEST_DATABASE_URL`` names a
+PostgreSQL server to use; without it a private one is started. Nothing starts before a test asks for it.
 """
 
 import atexit

@@ -42,10 +42,9 @@ def test_a_killed_worker_leaves_no_process(worker: Callable[..., Child]) -> None
 
 def test_another_process_sees_the_rows_of_the_test(spawn: Callable[..., Child]) -> None:
     User.objects.create(username="ann")
-    names = "from django.contrib.auth.models import User; print(*User.objects.values_list('username', flat=True))"
-    spawn("reader", python("manage.py", "shell", "-c", names)).expect("ann")
+    code = "from django.contrib.auth.models import User; print(User.objects.get().username)"
+    spawn("reader", python("manage.py", "shell", "-c", code)).expect("ann")
 
 
 def test_the_run_is_on_the_database_that_was_chosen() -> None:
-    assert connection.vendor == {"sqlite": "sqlite", "postgres": "postgresql"}[os.environ.get("TEST_DB", "sqlite")]
-
+    assert connection.vendor.startswith(os.environ.get("TEST_DB", "sqlite"))

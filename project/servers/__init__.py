@@ -1,4 +1,4 @@
-"""Real servers for the demo and the tests: a private Redis or Valkey and a private PostgreSQL, nothing to install.
+"""Real servers for the demo and the tests: a private Redis or Valkey and a private PostgreSQL.
 
 Nothing here touches a server that it did not start, nor a folder that it did not make.
 """

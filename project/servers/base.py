@@ -1,4 +1,4 @@
-"""What every server of ours can do: start and answer, stop, crash, hang, and come back at the same address."""
+"""What every server of ours can do: start and answer, stop, crash, hang, come back where they were."""
 
 import re
 import signal
@@ -17,6 +17,7 @@ LOOPBACK = "127.0.0.1"
 
 class ServerUnavailable(RuntimeError):
     """A server that cannot be started on this machine, and what to do about it."""
+
 
 class Server(ABC):
     """A server of our own, as a child process."""
@@ -59,7 +60,10 @@ class Server(ABC):
         return self.process is not None and self.process.poll() is None
 
     def start(self) -> Self:
-        """Start the server and wait until it answers; raise ``ServerUnavailable`` with its last words if not."""
+        """Start the server and wait until it answers.
+
+        Raises ``ServerUnavailable`` with the last words of its log.
+        """
         if not self.running:
             self.process = self.spawn()
             self.await_answer()
@@ -129,10 +133,15 @@ class Server(ABC):
         self.close()
 
 
-def free_port() -> int:
-    """A loopback port that nobody listens on."""
+def free_port(preferred: int = 0) -> int:
+    """A loopback port that nobody listens on: ``preferred``, if it is free."""
     with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
+        # A port that was left a moment ago is free, as it is for the servers that we start.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOOPBACK, preferred))
+        except OSError:
+            return free_port()
         port: int = probe.getsockname()[1]
         return port
 

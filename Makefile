@@ -1,0 +1,81 @@
+# Everything runs in a virtualenv of its own, made on first use: only make and Python 3.11 or newer are needed.
+#   PYTHON=/path/to/python   which Python makes the virtualenv (default: the newest supported one found)
+#   VENV=.venv               where it is
+
+.DEFAULT_GOAL := help
+.SUFFIXES:
+
+VENV ?= .venv
+EXTRAS ?= dev,demo
+CONSTRAINTS ?= constraints.txt
+RUN := $(VENV)/bin/python
+READY := $(VENV)/ready
+
+.PHONY: help
+help: ## List the commands
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
+
+.PHONY: demo
+demo: $(READY) ## Run the platform with real work (DATABASE=postgres; ONCE=1 ends when all has settled)
+	@$(RUN) -m project.supervise --database $(or $(DATABASE),sqlite) $(if $(filter 1 yes true,$(ONCE)),--once)
+
+.PHONY: test
+test: $(READY) ## Run the tests on SQLite, then those that touch a database on PostgreSQL (ARGS="-k name")
+	@status=0; \
+	echo "── tests on SQLite"; \
+	TEST_DB=sqlite $(RUN) -m pytest $(ARGS) || status=$$?; \
+	echo "── tests on PostgreSQL"; \
+	TEST_DB=postgres $(RUN) -m pytest $(ARGS) || { code=$$?; [ $$code -eq 5 ] || status=$$code; }; \
+	exit $$status
+
+.PHONY: check
+check: export DEBUG := 1
+check: $(READY) ## Check format, lint, types, imports, Django's checks, migrations, spelling
+	@echo "── format";     $(RUN) -m ruff format --check --quiet .
+	@echo "── lint";       $(RUN) -m ruff check --quiet .
+	@echo "── types";      $(RUN) -m mypy
+	@echo "── imports";    $(VENV)/bin/lint-imports --no-logo
+	@echo "── Django";     $(RUN) manage.py check --fail-level WARNING
+	@echo "── deployment"; DEBUG=0 SECRET_KEY=$$($(RUN) -c 'import secrets; print(secrets.token_urlsafe(60))') \
+		$(RUN) manage.py check --deploy --fail-level WARNING
+	@echo "── migrations"; $(RUN) manage.py makemigrations --check --dry-run
+	@echo "── spelling";   $(VENV)/bin/codespell
+
+.PHONY: latest
+latest: ## Run the tests with the newest versions that the dependencies allow, in a virtualenv of its own
+	@rm -rf .venv-latest
+	@$(MAKE) --no-print-directory VENV=.venv-latest CONSTRAINTS= test
+
+.PHONY: clean
+clean: ## Remove the virtualenv and everything that the commands have made
+	@rm -rf .venv .venv-* .demo build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# --- The virtualenv -------------------------------------------------------------------------------
+
+# A shim may exist without a Python behind it, so each candidate has to run.
+define FIND_PYTHON
+for candidate in $(PYTHON) $(if $(PYTHON),,python3.13 python3.12 python3.11 python3); do \
+	if "$$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then python=$$candidate; break; fi; \
+done; \
+if [ -z "$$python" ]; then echo "There is no Python 3.11 or newer here$(if $(PYTHON), behind PYTHON=$(PYTHON)). Install one, or name it: make PYTHON=/path/to/python3" >&2; exit 1; fi
+endef
+
+$(READY): pyproject.toml $(CONSTRAINTS)
+	@$(FIND_PYTHON); \
+	echo "setting up: $(VENV) with $$($$python --version)"; \
+	rm -rf $(VENV); \
+	if ! $$python -m venv $(VENV) >.venv.log 2>&1; then \
+		cat .venv.log >&2; \
+		echo "This Python cannot make a virtualenv; on Debian or Ubuntu, 'apt-get install python3-venv' mends it." >&2; \
+		rm -rf $(VENV) .venv.log; exit 1; \
+	fi; \
+	echo "setting up: packages (a minute or two)"; \
+	if ! $(RUN) -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e '.[$(EXTRAS)]' >.venv.log 2>&1; then \
+		grep -v '^WARNING' .venv.log >&2; \
+		echo "The packages cannot be installed; the lines above say why." >&2; \
+		rm -f .venv.log; exit 1; \
+	fi; \
+	rm -f .venv.log; \
+	touch $@; \
+	echo "setting up: done"
