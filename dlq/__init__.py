@@ -1,0 +1,1 @@
+"""Dead letters: what will not run again by itself, kept until a person decides."""

@@ -1,0 +1,112 @@
+"""What the admin pages of Mainstay have in common: read-only rows, capped lists, verbs as buttons."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from django.contrib import admin
+from django.contrib.admin import ShowFacets
+from django.contrib.admin.utils import unquote
+from django.core.exceptions import PermissionDenied, ValidationError
+from django.db.models import Model
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.template.response import TemplateResponse
+from django.urls import reverse
+
+from jobs.admin.paginator import CappedPaginator
+from jobs.admin.wording import address
+
+if TYPE_CHECKING:
+    ModelAdmin = admin.ModelAdmin[Any]
+else:
+    ModelAdmin = admin.ModelAdmin
+
+
+class ReadOnlyAdmin(ModelAdmin):
+    """Rows that nobody adds, edits or deletes by hand; lists that cost the same at any size."""
+
+    paginator = CappedPaginator
+    show_full_result_count = False
+    show_facets = ShowFacets.NEVER
+    list_max_show_all = 0
+    list_per_page = 50
+    sortable_by: ClassVar[Sequence[str]] = ()
+    actions: ClassVar[Any] = None
+    change_list_template = "jobs/changelist.html"
+    page_template = ""
+    empty_template = ""
+
+    class Media:
+        """The one stylesheet."""
+
+        css: ClassVar = {"all": ["jobs/jobs.css"]}
+
+    def has_add_permission(self, request: HttpRequest, *args: Any) -> bool:
+        """Nobody: rows are written by the machine."""
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        """Nobody: what may be changed has a button."""
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        """Nobody: rows leave by retention."""
+        return False
+
+    def changelist_view(
+        self, request: HttpRequest, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        """The list, with the notices that belong above it."""
+        context = {"empty_template": self.empty_template, "notices": self.notices(request), "tools": self.tools(request)}
+        return super().changelist_view(request, {**context, **(extra_context or {})})
+
+    def change_view(
+        self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        """One row's page; a row without a page of its own leads to the list."""
+        row = self.row(request, object_id)
+        if row is None:
+            return self._get_obj_does_not_exist_redirect(request, self.opts, object_id)
+        if not self.page_template:
+            return HttpResponseRedirect(self.list_address())
+        return self.rendered(request, self.page_template, {**self.page(request, row), **(extra_context or {})})
+
+    def row(self, request: HttpRequest, object_id: str) -> Any:
+        """The row of this id, or nothing; raises ``PermissionDenied`` to who may not see it."""
+        if not self.has_view_permission(request):
+            raise PermissionDenied
+        try:
+            return self.get_queryset(request).filter(pk=unquote(object_id)).first()
+        except (ValidationError, ValueError):
+            return None
+
+    def page(self, request: HttpRequest, row: Any) -> dict[str, Any]:
+        """What a row's page shows."""
+        return {"object": row, "title": str(row)}
+
+    def notices(self, request: HttpRequest) -> list[str]:
+        """Sentences to put above the list."""
+        return []
+
+    def tools(self, request: HttpRequest) -> list[tuple[str, str]]:
+        """Links to put at the head of the list: text and address."""
+        return []
+
+    def rendered(self, request: HttpRequest, template: str, context: dict[str, Any]) -> TemplateResponse:
+        """A page of this admin."""
+        shared = {
+            **self.admin_site.each_context(request),
+            "opts": self.opts,
+            "media": self.media,
+            "list_address": self.list_address(),
+        }
+        return TemplateResponse(request, template, {**shared, **context})
+
+    def list_address(self) -> str:
+        """The address of the list."""
+        return reverse(f"admin:{self.opts.app_label}_{self.opts.model_name}_changelist")
+
+    def row_address(self, row: Model | Any) -> str:
+        """The address of a row's page."""
+        return address(f"admin:{self.opts.app_label}_{self.opts.model_name}_change", getattr(row, "pk", row))

@@ -1,0 +1,139 @@
+"""Verbs as buttons: who may press them, the question and the reason before, the sentence after."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from django.contrib import messages
+from django.core.exceptions import PermissionDenied, ValidationError
+from django.db.models import QuerySet
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.urls import URLPattern, path
+
+from jobs.admin.base import ReadOnlyAdmin
+from jobs.errors import JobsError, Refused
+
+MOST_AT_ONCE = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Verb:
+    """One thing that an operator may do to a row.
+
+    ``perform`` takes the row's id, the user's name and the reason; ``possible`` tells whether a row allows it.
+    """
+
+    name: str
+    label: str
+    permission: str
+    question: str
+    effect: str
+    done: str
+    perform: Callable[[Any, str, str], object]
+    possible: Callable[[Any], bool]
+    needs_reason: bool = False
+    dangerous: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Button:
+    """A verb on a row's page: whether it can be pressed now, and where it leads."""
+
+    verb: Verb
+    enabled: bool
+
+
+class ActingAdmin(ReadOnlyAdmin):
+    """A read-only list whose rows have verbs."""
+
+    verbs: ClassVar[Sequence[Verb]] = ()
+
+    def permitted(self, request: HttpRequest) -> dict[str, Verb]:
+        """The verbs that this user may use, by name."""
+        return {verb.name: verb for verb in self.verbs if request.user.has_perm(verb.permission)}
+
+    def buttons(self, request: HttpRequest, row: Any) -> list[Button]:
+        """The buttons of a row's page."""
+        return [Button(verb, verb.possible(row)) for verb in self.permitted(request).values()]
+
+    def get_actions(self, request: HttpRequest) -> dict[str, tuple[Callable[..., Any], str, str]]:  # type: ignore[override]
+        """The permitted verbs as actions on a selection."""
+        return {verb.name: (_asking(verb), verb.name, f"{verb.label}…") for verb in self.permitted(request).values()}
+
+    def get_urls(self) -> list[URLPattern]:
+        """The page that asks and acts, beside Django's own."""
+        name = f"{self.opts.app_label}_{self.opts.model_name}_act"
+        return [path("act/", self.admin_site.admin_view(self.act), name=name), *super().get_urls()]
+
+    def act(self, request: HttpRequest) -> HttpResponse:
+        """Ask about a verb on some rows (POST), then do it (POST with ``confirmed``)."""
+        verb = self.permitted(request).get(request.POST.get("verb", ""))
+        if verb is None or not self.has_view_permission(request):
+            raise PermissionDenied
+        ids = request.POST.get("ids", "").split()[:MOST_AT_ONCE]
+        reason = request.POST.get("reason", "").strip()
+        if "confirmed" not in request.POST or (verb.needs_reason and not reason):
+            return self.ask(request, verb, ids, missing_reason="confirmed" in request.POST)
+        last = self.perform(request, verb, ids, reason)
+        return HttpResponseRedirect(self.row_address(last or ids[0]) if len(ids) == 1 else self.list_address())
+
+    def ask(
+        self, request: HttpRequest, verb: Verb, ids: Sequence[str], *, missing_reason: bool = False
+    ) -> HttpResponse:
+        """The page that asks for confirmation, and for the reason."""
+        try:
+            rows = list(self.get_queryset(request).filter(pk__in=ids[:20]))
+        except (ValidationError, ValueError):
+            raise PermissionDenied from None
+        context = {
+            "title": verb.question, "verb": verb, "ids": " ".join(ids), "rows": rows, "missing_reason": missing_reason,
+            "number": len(ids), "more": len(ids) - len(rows), "act_address": f"{self.list_address()}act/",
+        }  # fmt: skip
+        return self.rendered(request, "jobs/confirm.html", context)
+
+    def perform(self, request: HttpRequest, verb: Verb, ids: Sequence[str], reason: str) -> Any:
+        """Do it to each row, say how it went, and return what the last one became."""
+        refusals: Counter[str] = Counter()
+        last: Any = None
+        for row_id in ids:
+            try:
+                last = verb.perform(self.opts.pk.to_python(row_id), request.user.get_username(), reason)
+            except (JobsError, ValidationError) as refusal:
+                refusals[_sentence(refusal)] += 1
+        self._tell(request, verb, len(ids) - refusals.total(), refusals)
+        return last if hasattr(last, "_meta") and last._meta.model is self.model else None
+
+    def _tell(self, request: HttpRequest, verb: Verb, number: int, refusals: Counter[str]) -> None:
+        if number:
+            self.message_user(request, f"{counted(number, self.opts)} {verb.done}.", messages.SUCCESS)
+        for sentence, times in refusals.most_common(5):
+            self.message_user(request, f"{sentence} ({times} times)" if times > 1 else sentence, messages.ERROR)
+
+
+def counted(number: int, opts: Any) -> str:
+    """A number of rows in words: "1 job", "12 jobs"."""
+    return f"{number:,} {opts.verbose_name if number == 1 else opts.verbose_name_plural}"
+
+
+def _asking(verb: Verb) -> Callable[[ActingAdmin, HttpRequest, QuerySet[Any]], HttpResponse]:
+    def action(admin: ActingAdmin, request: HttpRequest, rows: QuerySet[Any]) -> HttpResponse:
+        ids = [str(pk) for pk in rows.values_list("pk", flat=True)[: MOST_AT_ONCE + 1]]
+        if len(ids) > MOST_AT_ONCE:
+            admin.message_user(
+                request,
+                f"More than {MOST_AT_ONCE:,} are selected: only the first {MOST_AT_ONCE:,} of the list are taken. "
+                "Repeat it for the rest.",
+                messages.WARNING,
+            )
+        return admin.ask(request, verb, ids[:MOST_AT_ONCE])
+
+    return action
+
+
+def _sentence(refusal: Exception) -> str:
+    if isinstance(refusal, Refused | JobsError):
+        return str(refusal)
+    return "This id is not one of ours."

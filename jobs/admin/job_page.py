@@ -1,0 +1,127 @@
+"""What the page of a job says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from django.utils import timezone
+from django.utils.html import format_html, format_html_join
+from django.utils.safestring import SafeString
+
+from jobs import shown, views
+from jobs.admin import links, timeline
+from jobs.admin.health import NO_CONDUCTOR, conductor_ticks
+from jobs.admin.tracebacks import Traceback
+from jobs.admin.wording import NEXT, address, badge, exactly, lasting, ran, short_id, short_task, since, waited, when
+from jobs.models import Act, Job, Pause
+from jobs.states import MEANING, State
+
+Fact = tuple[str, SafeString | str]
+
+
+def content(job: Job, user: Any) -> dict[str, Any]:
+    """The page of a job, for a user who may view it."""
+    return {
+        "title": f"{short_task(job.task)} {short_id(job.id)}",
+        "job": job,
+        "name": short_task(job.task),
+        "badge": badge(job.state),
+        "meaning": meaning(job),
+        "remarks": list(remarks(job)),
+        "facts": [fact for fact in facts(job) if fact[1]],
+        "timing": [fact for fact in timing(job) if fact[1]],
+        "progress": views.progress_of(job),
+        "progress_address": address("admin:jobs_job_progress", job.pk),
+        "payload": shown.payload(job.task, job.payload),
+        "result": shown.masked(job.result),
+        "traceback": Traceback(job.traceback),
+        "attempts": timeline.of_job(job),
+        "relations": links.relations(job),
+        "elsewhere": links.elsewhere(job),
+        "replay_address": links.replay_address(job) if user.has_perm("dlq.replay_deadletter") else "",
+        "companions": [(name, text) for name, text in companions(job) if text],
+        "acts": Act.objects.filter(job_id=job.pk)[:20] if user.has_perm("jobs.view_act") else [],
+    }
+
+
+def meaning(job: Job) -> str:
+    """One sentence about the state, and one about who acts next."""
+    state = State(job.state)
+    return f"{MEANING[state].capitalize()}. {NEXT[state]}"
+
+
+def remarks(job: Job) -> Iterator[str]:
+    """What else stands between this job and its end."""
+    now = timezone.now()
+    if job.cancel_requested_at and not job.finished:
+        yield f"A cancel was requested {since(job.cancel_requested_at, now)}: {job.cancel_reason or 'no reason given'}."
+    if job.state == State.RUNNING and job.lease_until and job.lease_until < now:
+        yield f"Its lease ended {since(job.lease_until, now)}: the worker may have died. The conductor takes the job back."
+    if not job.finished:
+        yield from _held(job)
+    if job.waiting and not conductor_ticks():
+        yield NO_CONDUCTOR
+
+
+def _held(job: Job) -> Iterator[str]:
+    for pause in Pause.objects.all():
+        if pause.name == (job.queue if pause.kind == Pause.Kind.QUEUE else job.task):
+            yield f"The {pause.kind} {pause.name} is paused by {pause.by or 'somebody'}: {pause.reason or 'no reason given'}."
+
+
+def facts(job: Job) -> Iterator[Fact]:
+    """What the job is."""
+    yield "Id", format_html("<code>{}</code>", job.id)
+    yield "Task", format_html("<code>{}</code>", job.task)
+    yield "Queue", format_html("{}, priority {}", job.queue, job.get_priority_display())
+    yield "Key", format_html("<code>{}</code>", job.key) if job.key else ""
+    yield "Tenant", format_html('<a href="{}">{}</a>', address("admin:jobs_job_changelist", query=f"tenant={job.tenant}"), job.tenant) if job.tenant else ""
+    yield "Tags", format_html_join(" ", '<span class="jobs-tag">{}</span>', ((tag,) for tag in job.tags or ()))
+    yield "Correlation id", _correlation(job)
+    yield "Payload version", str(job.version) if job.version != 1 else ""
+    yield "Limits", _limits(job)
+
+
+def _correlation(job: Job) -> SafeString | str:
+    if not job.correlation_id:
+        return ""
+    at = address("admin:jobs_job_changelist", query=f"correlation={job.correlation_id}")
+    return format_html('<a href="{}"><code>{}</code></a>', at, job.correlation_id)
+
+
+def _limits(job: Job) -> str:
+    limits = [("", job.time_limit), ("soft ", job.soft_time_limit)]
+    return ", ".join(f"{name}time limit {limit:g} s" for name, limit in limits if limit)
+
+
+def timing(job: Job) -> Iterator[Fact]:
+    """When what happened, and how often."""
+    now = timezone.now()
+    yield "Created", _at(job.created_at)
+    yield "Due", _at(job.due_at) if job.waiting else ""
+    yield "Sent", _at(job.sent_at)
+    yield "Started", _at(job.started_at)
+    yield "Finished", _at(job.finished_at)
+    yield "Expires", _at(job.expires_at) if not job.finished else ""
+    yield "Waited", lasting(waited(job, now))
+    yield "Running for" if job.state == State.RUNNING else "Ran", lasting(ran(job, now))
+    yield "Attempts", f"{job.attempt} of {job.max_attempts} allowed" if job.attempt else f"none yet of {job.max_attempts} allowed"
+    yield "Set back", _set_back(job)
+    yield "Worker", format_html("<code>{}</code>{}", job.worker, f", pid {job.pid}" if job.pid else "") if job.worker else ""
+
+
+def _set_back(job: Job) -> str:
+    times = [("snoozed", job.snoozes), ("worker lost", job.losses)]
+    return ", ".join(f"{name} {number} ×" for name, number in times if number)
+
+
+def _at(moment: Any) -> SafeString | str:
+    return format_html("{} <span class=\"jobs-quiet\">{}</span>", when(moment), exactly(moment)) if moment else ""
+
+
+def companions(job: Job) -> Iterator[tuple[str, str]]:
+    """What travels with the payload."""
+    yield "Metadata", shown.pretty(shown.mask(job.metadata)) if job.metadata else ""
+    yield "Delivery: what the message carries beyond the payload", shown.masked(job.delivery)
+    yield "Canvas: what follows", shown.masked(job.canvas)

@@ -1,0 +1,173 @@
+"""The list of jobs and the page of one."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from django.contrib import admin
+from django.contrib.admin.views.main import ChangeList
+from django.db.models import Q, QuerySet
+from django.http import HttpRequest
+from django.urls import URLPattern, path
+from django.utils import timezone
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+
+from jobs import control, views
+from jobs.admin import job_page, search
+from jobs.admin.buttons import ActingAdmin, Verb
+from jobs.admin.filters import ByAge, ByPriority, ByQueue, ByState, ByTask, linked
+from jobs.admin.health import warnings
+from jobs.admin.wording import badge, lasting, ran, short_id, short_task, waited, when
+from jobs.models import Job
+from jobs.states import MOVES, UNFINISHED, State
+
+LIST_COLUMNS = (
+    "id", "task", "state", "reason", "queue", "priority", "attempt", "max_attempts", "created_at", "started_at",
+    "finished_at", "progress", "tenant", "cancel_requested_at",
+)  # fmt: skip
+
+# What a filter may combine with any state, because an index or a small state carries it.
+_UNINDEXED = {"queue", "priority", "tenant", "root", "schedule", "correlation"}
+_SMALL = {ByState.UNFINISHED, *(state.value for state in UNFINISHED), State.FAILED.value, State.CANCELLED.value}
+
+
+def cancellable(job: Job) -> bool:
+    """Whether a cancel has something left to do."""
+    return State.CANCELLED in MOVES[State(job.state)] and job.cancel_requested_at is None
+
+
+def hastenable(job: Job) -> bool:
+    """Whether a job waits, so that it can be made due."""
+    return job.waiting
+
+
+RETRY = Verb(
+    name="retry", label="Run now", permission="jobs.retry_job", question="Run now?",
+    effect="A waiting job becomes due at once, ahead of its delay. Limits and pauses still hold.",
+    done="will run now", perform=lambda job_id, by, reason: control.retry(job_id, by=by, reason=reason),
+    possible=hastenable,
+)  # fmt: skip
+CANCEL = Verb(
+    name="cancel", label="Cancel", permission="jobs.cancel_job", question="Cancel?",
+    effect="A waiting job will never run. A running one is asked to stop, and is stopped if it does not.",
+    done="cancelled or asked to stop", perform=lambda job_id, by, reason: control.cancel(job_id, by=by, reason=reason),
+    possible=cancellable, needs_reason=True, dangerous=True,
+)  # fmt: skip
+
+
+class JobChangeList(ChangeList):
+    """The list of jobs; where no index serves the filters, it looks at the newest only, and says so."""
+
+    narrowed = False
+
+    def get_queryset(self, request: HttpRequest, exclude_parameters: Any = None) -> QuerySet[Any]:
+        """The filtered jobs."""
+        rows = super().get_queryset(request, exclude_parameters)
+        horizon = search.within_horizon() if self._unindexed() else Q()
+        self.narrowed = bool(horizon)
+        return rows.filter(horizon)
+
+    def _unindexed(self) -> bool:
+        small = self.params.get("state") in _SMALL
+        return not small and bool(_UNINDEXED.intersection(self.params))
+
+
+@admin.register(Job)
+class JobAdmin(ActingAdmin):
+    """Jobs, newest first."""
+
+    list_display = ("short", "task_name", "state_badge", "queue", "priority", "attempts", "age", "wait", "run", "done", "tenant_link")
+    list_display_links = ("short", "task_name")
+    list_filter = (
+        ByState, ByTask, ByQueue, ByPriority, ByAge, linked("tenant"), linked("parent", "parent_id"),
+        linked("group", "group_id"), linked("root", "root_id"), linked("original", "replay_of_id", "replays of"),
+        linked("origin", "origin_id", "line of replays"), linked("schedule"), linked("correlation", "correlation_id"),
+    )  # fmt: skip
+    ordering = ("-created_at", "-id")
+    search_fields = ("id",)
+    search_help_text = "An id or its end, a key, a correlation id, or the beginning of a task's name."
+    verbs = (RETRY, CANCEL)
+    page_template = "jobs/job.html"
+    empty_template = "jobs/no_jobs.html"
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
+        """All jobs; a list needs only its columns."""
+        rows = super().get_queryset(request)
+        match = request.resolver_match
+        return rows.only(*LIST_COLUMNS) if match and (match.url_name or "").endswith("_changelist") else rows
+
+    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
+        """The list that bounds what it looks at."""
+        return JobChangeList
+
+    def get_search_results(self, request: HttpRequest, queryset: QuerySet[Any], search_term: str) -> tuple[QuerySet[Any], bool]:
+        """The jobs that the term means."""
+        term = search_term.strip()
+        return (queryset.filter(search.found(term)) if term else queryset), False
+
+    def get_urls(self) -> list[URLPattern]:
+        """The progress of a job as JSON, for its own page."""
+        return [path("<uuid:job_id>/progress/", views.progress, name="jobs_job_progress"), *super().get_urls()]
+
+    def page(self, request: HttpRequest, row: Job) -> dict[str, Any]:
+        """What a job's page shows."""
+        return {**job_page.content(row, request.user), "buttons": self.buttons(request, row)}
+
+    def notices(self, request: HttpRequest) -> list[str]:
+        """What an operator should know before reading the list."""
+        return warnings()
+
+    @admin.display(description="job")
+    def short(self, job: Job) -> SafeString:
+        """The end of the id."""
+        return format_html('<code title="{}">{}</code>', job.id, short_id(job.id))
+
+    @admin.display(description="task")
+    def task_name(self, job: Job) -> SafeString:
+        """The last part of the task's name."""
+        return format_html('<span title="{}">{}</span>', job.task, short_task(job.task))
+
+    @admin.display(description="state")
+    def state_badge(self, job: Job) -> SafeString:
+        """The state, and the reason under it."""
+        shown = badge(job.state)
+        return format_html('{}<div class="jobs-quiet jobs-clip" title="{}">{}</div>', shown, job.reason, job.reason) if job.reason else shown
+
+    @admin.display(description="attempt")
+    def attempts(self, job: Job) -> str:
+        """The last attempt, of how many."""
+        return f"{job.attempt}/{job.max_attempts}"
+
+    @admin.display(description="created")
+    def age(self, job: Job) -> SafeString | str:
+        """How long ago it was created."""
+        return when(job.created_at)
+
+    @admin.display(description="waited", empty_value="")
+    def wait(self, job: Job) -> str:
+        """How long it waited for its first attempt."""
+        return lasting(waited(job, timezone.now()))
+
+    @admin.display(description="ran", empty_value="")
+    def run(self, job: Job) -> str:
+        """How long its last attempt ran."""
+        return lasting(ran(job, timezone.now()))
+
+    @admin.display(description="progress", empty_value="")
+    def done(self, job: Job) -> SafeString | str:
+        """Its progress as a bar."""
+        shown = views.progress_of(job)
+        if shown["percent"] is None:
+            return ""
+        return format_html(
+            '<progress class="jobs-progress" max="100" value="{}" title="{} of {} {}">{} %</progress>',
+            shown["percent"], shown["done"], shown["total"], shown["unit"], shown["percent"],
+        )  # fmt: skip
+
+    @admin.display(description="tenant", empty_value="")
+    def tenant_link(self, job: Job) -> SafeString | str:
+        """The tenant, leading to its jobs."""
+        return format_html('<a href="?tenant={}">{}</a>', job.tenant, job.tenant) if job.tenant else ""
+
+

@@ -1,0 +1,44 @@
+"""Which job a message stands for; a message of a foreign producer becomes a job first."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import NAMESPACE_OID, UUID, uuid5
+
+from jobs import attempt, intake, lifecycle
+from jobs.publisher import HEADER, UNTRACKED
+
+
+def job_of(task: Any, request: Any) -> UUID | None:
+    """The id of the job that a worker's request stands for; None where the call is not to be tracked."""
+    header = request.get(HEADER)
+    if header == UNTRACKED or (header is None and not task.tracked):
+        return None
+    job_id = UUID(_as_uuid(request.id))
+    if header is None:
+        attempt.patiently(lambda: _adopt(task, request, job_id))
+        # From here on what follows is the row's business; Celery would publish it a second time.
+        request.callbacks = request.errbacks = request.chain = None
+    return job_id
+
+
+def _adopt(task: Any, request: Any, job_id: UUID) -> None:
+    if lifecycle.seen(job_id) is not None:
+        return
+    options = {
+        "task_id": str(job_id), "root_id": _as_uuid(request.root_id), "parent_id": _as_uuid(request.parent_id),
+        "link": request.callbacks, "link_error": request.errbacks, "chain": request.chain,
+        "queue": (request.delivery_info or {}).get("routing_key"),
+    }  # fmt: skip
+    given = {name: value for name, value in options.items() if value}
+    intake.adopt(task.name, task, request.args, request.kwargs, given)
+
+
+def _as_uuid(value: Any) -> str:
+    """Celery's id as a UUID; one of another form is turned into a UUID, always the same."""
+    if not value:
+        return ""
+    try:
+        return str(UUID(str(value)))
+    except ValueError:
+        return str(uuid5(NAMESPACE_OID, str(value)))

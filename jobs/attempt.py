@@ -1,0 +1,266 @@
+"""One attempt of a job: claim it, run the body, record what became of it. Nothing here trusts the message."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+from billiard.exceptions import SoftTimeLimitExceeded
+from celery.exceptions import Ignore, Reject, Retry, WorkerShutdown, WorkerTerminate
+from django.db import DatabaseError, InterfaceError, OperationalError, connections, transaction
+
+from jobs import conclusion, drafts, heartbeat, lifecycle, payload, successors
+from jobs.conclusion import Report
+from jobs.conf import current as settings
+from jobs.context import correlated
+from jobs.drafts import Declaration
+from jobs.errors import JobCancelled, LeaseLost, MoveRefused, PayloadError, WorkerLost
+from jobs.heartbeat import shielded, unshielded
+from jobs.lifecycle import NOW, Plus
+from jobs.models import Job
+from jobs.retry import Decision, Failure, Kind
+from jobs.signals import lifecycle as announced
+from jobs.states import State
+
+
+class JobFailed(Exception):
+    """Told to Celery in place of an error that would harm its worker."""
+
+
+class Replaced(BaseException):
+    """Raised by ``Task.replace``: the job is to settle as ``signature`` does."""
+
+    def __init__(self, signature: Any) -> None:
+        super().__init__("replaced")
+        self.signature = signature
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """The body returned."""
+
+    result: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Raised:
+    """The body raised."""
+
+    error: BaseException
+
+
+Outcome = Completed | Raised
+
+
+def perform(task: Any, job_id: UUID, worker: str) -> Any:
+    """Run one attempt of a job and record what became of it; return the result or raise what Celery must know."""
+    says = drafts.declaration(task.name, task)
+    with shielded():
+        job = claim(job_id, worker)
+        announced.send_robust(sender=Job, event="started", job_id=job.pk, task=job.task, job=job)
+        with correlated(job.correlation_id):
+            outcome = run(task, job, says)
+            return record(job, outcome, says)
+
+
+def claim(job_id: UUID, worker: str) -> Job:
+    """Start the next attempt. Raises ``Ignore`` where the job is not to be run now, or not by us."""
+    token, lease = uuid4(), timedelta(seconds=settings().LEASE)
+    job = patiently(lambda: _claim(job_id, token, worker, lease))
+    if job is None:
+        patiently(lambda: refuse(job_id))
+        raise Ignore(f"job {job_id} is not to be run now")
+    return job
+
+
+def _claim(job_id: UUID, token: UUID, worker: str, lease: timedelta) -> Job | None:
+    job = lifecycle.claim(job_id, token=token, worker=worker, pid=os.getpid(), lease=lease)
+    if job is not None:
+        return job
+    # A claim whose commit was lost on its way back is ours all the same.
+    found = lifecycle.seen(job_id)
+    return found if found is not None and found.token == token and found.state == State.RUNNING else None
+
+
+def refuse(job_id: UUID) -> None:
+    """Say why a reserved job was not claimed: it expired, or its queue or task is paused."""
+    job = lifecycle.seen(job_id)
+    if job is None or job.state != State.RESERVED:
+        return
+    try:
+        if job.expires_at is not None and job.expires_at <= lifecycle.database_now():
+            successors.finish(job, State.CANCELLED, "expired")
+        else:
+            lifecycle.move(job, State.PENDING, "paused", due_at=NOW, sends=0)
+    except MoveRefused:
+        return
+
+
+def run(task: Any, job: Job, says: Declaration) -> Outcome:
+    """Run the body, whatever it does."""
+    with heartbeat.watching(job) as watched:
+        try:
+            upgraded = payload.upgrade(payload.decode(job.payload), job.version, says.version, says.upcasters or {}, job.task)
+            args, kwargs = _arguments(says, upgraded)
+            with unshielded():
+                outcome: Outcome = Completed(_body(task, job, says, args, kwargs))
+        except BaseException as error:
+            if isinstance(error, WorkerShutdown | WorkerTerminate):
+                _hand_back(job)
+                raise
+            outcome = Raised(_told(error, watched))
+    return outcome
+
+
+def _arguments(says: Declaration, content: payload.Payload) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if says.typed:
+        return payload.restore(says.body, content, says.name)
+    return content.args, content.kwargs
+
+
+def _body(task: Any, job: Job, says: Declaration, args: Any, kwargs: Any) -> Any:
+    if not says.transactional:
+        return task.run(*args, **kwargs)
+    with transaction.atomic(using=lifecycle.alias()):
+        result = task.run(*args, **kwargs)
+        with shielded():
+            # The fence: an attempt that was overtaken rolls everything back that it wrote.
+            _complete(job, _encoded(result, job.task))
+    return result
+
+
+def _told(error: BaseException, watched: heartbeat.Watched) -> BaseException:
+    """The error to record: where we stopped the body ourselves, our reason for it."""
+    if watched.stop is not None and isinstance(error, SoftTimeLimitExceeded | JobCancelled | LeaseLost):
+        return watched.stop.with_traceback(error.__traceback__)
+    if isinstance(error, SystemExit | KeyboardInterrupt):
+        return WorkerLost(f"the body raised {type(error).__name__}").with_traceback(error.__traceback__)
+    return error
+
+
+def record(job: Job, outcome: Outcome, says: Declaration) -> Any:
+    """Record an outcome, waiting for the database as long as it takes; raise what Celery must know."""
+    try:
+        if isinstance(outcome, Completed):
+            if not says.transactional:
+                encoded = _encoded(outcome.result, job.task)
+                patiently(lambda: _recorded(job, lambda: _complete(job, encoded)))
+            announced.send_robust(sender=Job, event="completed", job_id=job.pk, task=job.task, job=job)
+            return outcome.result
+        if isinstance(outcome.error, Replaced):
+            signature = outcome.error.signature
+            patiently(lambda: _recorded(job, lambda: successors.replace(job, signature)))
+            raise Ignore("replaced by another job")
+        error: BaseException = outcome.error
+    except PayloadError as refused:
+        error = refused
+    except MoveRefused as late:
+        raise Ignore(f"late: {late}") from None
+    return _record_error(job, error, says)
+
+
+def _complete(job: Job, result: str | None) -> None:
+    """Completed, with what follows: one statement where nothing does, one transaction where something does."""
+    watched = heartbeat.watched(job.pk)
+    progress = (watched.progress if watched else None) or job.progress
+    changes = {"progress": progress} if progress else {}
+    if not successors.has_any(job) and lifecycle.complete(job, result, **changes):
+        return
+    successors.finish(job, State.COMPLETED, "", result=result, error_type="", error_message="", traceback="", **changes)
+
+
+def _record_error(job: Job, error: BaseException, says: Declaration) -> Any:
+    failure, changes = _failure(error, job, says)
+    report = Report.of(_original(error))
+    try:
+        decision = patiently(lambda: _recorded(job, lambda: conclusion.conclude(job, failure, report, **changes)[1]))
+    except MoveRefused as late:
+        raise Ignore(f"late: {late}") from None
+    raise _for_celery(error, decision) from None
+
+
+def _recorded(job: Job, act: Callable[[], Any]) -> Any:
+    """Do a guarded act; when it finds itself already done (a commit lost on its way back), accept that."""
+    try:
+        return act()
+    except MoveRefused:
+        now = lifecycle.seen(job.pk)
+        if now is None or now.token != job.token or now.state == State.RUNNING or now.attempt != job.attempt:
+            raise
+        if now.finished and now.reason.startswith("forced"):
+            raise
+        return Decision(State(now.state), now.reason)
+
+
+def _failure(error: BaseException, job: Job, says: Declaration) -> tuple[Failure, dict[str, Any]]:
+    """What kind of failure an exception is, Celery's own ones included, and what else it changes."""
+    if isinstance(error, Retry):
+        return _asked(error, job, says)
+    if isinstance(error, Reject):
+        return Failure(Kind.PERMANENT, f"rejected: {error.reason or 'by the task'}"), {}
+    if isinstance(error, Ignore):
+        return Failure(Kind.CANCELLED, f"ignored by the task: {error}".rstrip(": ")), {}
+    return says.retry_policy.classify(error), {}
+
+
+def _asked(error: Retry, job: Job, says: Declaration) -> tuple[Failure, dict[str, Any]]:
+    changes: dict[str, Any] = {}
+    wanted = getattr(error, "mainstay", {})
+    if wanted.get("payload") is not None:
+        changes["payload"] = payload.encode(payload.decode(wanted["payload"]))
+    if wanted.get("max_attempts") is not None:
+        changes["max_attempts"] = max(int(wanted["max_attempts"]), 1)
+        job.max_attempts = changes["max_attempts"]
+    return Failure(Kind.ASKED, "the task asked for it", wanted.get("delay")), changes
+
+
+def _original(error: BaseException) -> BaseException:
+    if isinstance(error, Retry) and isinstance(error.exc, BaseException):
+        return error.exc
+    return error
+
+
+def _for_celery(error: BaseException, decision: Decision) -> BaseException:
+    """What to raise so that Celery, its events and Flower see what happened."""
+    if decision.target in (State.RETRYING, State.PENDING):
+        original = _original(error)
+        exc = original if isinstance(original, Exception) else JobFailed(str(original))
+        return Retry(decision.reason, exc=exc, when=decision.delay.total_seconds())
+    if decision.target in (State.CANCELLED, State.COMPLETED):
+        return Ignore(decision.reason or "completed; only the answer to its commit was lost")
+    if isinstance(error, MemoryError | Ignore | Reject | Retry) or not isinstance(error, Exception):
+        return JobFailed(f"{type(error).__name__}: {error}")
+    return error
+
+
+def _hand_back(job: Job) -> None:
+    """The worker stops under our feet: give the job back at once, its attempt not consumed."""
+    try:
+        lifecycle.move(job, State.PENDING, "handed back at shutdown", due_at=NOW, max_attempts=Plus(1))
+    except (MoveRefused, DatabaseError):
+        return
+
+
+def _encoded(result: Any, task: str) -> str | None:
+    if result is None:
+        return None
+    return payload.limit(payload.to_json(result), int(settings().RESULT_LIMIT), f"(the result of) {task}")
+
+
+def patiently(act: Callable[[], Any]) -> Any:
+    """Do a database act, waiting for the database as long as it takes, here in the slot, without a hot loop."""
+    pause = 0.1
+    while True:
+        try:
+            return act()
+        except (OperationalError, InterfaceError):
+            if connections[lifecycle.alias()].in_atomic_block:
+                raise
+            connections[lifecycle.alias()].close()
+            time.sleep(pause)
+            pause = min(pause * 2, 5.0)

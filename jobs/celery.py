@@ -1,0 +1,161 @@
+"""Joining Mainstay to a Celery app: ``install(app)`` is the one line.
+
+The app is made before Django's apps are ready, so what knows the models is imported when it is first needed.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from celery import signals
+from celery.app.task import Task as CeleryTask
+from celery.canvas import _chord, group
+
+from jobs import publisher
+from jobs.publisher import HEADER, UNTRACKED, Publisher
+
+TASK_CLASS = "jobs.task:Tracked"
+RESULT_BACKEND = "jobs.results:JobBackend"
+REQUEST_CLASS = "jobs.worker:Request"
+
+DEFAULTS: dict[str, Any] = {
+    "task_acks_late": True,
+    "task_reject_on_worker_lost": False,
+    "task_acks_on_failure": True,
+    "task_acks_on_timeout": True,
+    "worker_prefetch_multiplier": 1,
+    "worker_soft_shutdown_timeout": 25.0,
+    "worker_enable_soft_shutdown_on_idle": True,
+    "worker_cancel_long_running_tasks_on_connection_loss": False,
+    "broker_connection_retry_on_startup": True,
+    "broker_connection_max_retries": None,
+    "broker_pool_acquire_timeout": 5,
+    "accept_content": ["json"],
+    "task_serializer": "json",
+    "result_serializer": "json",
+    "result_extended": True,
+    "CELERY_DB_REUSE_MAX": 10**9,
+}
+
+
+def install(app: Any) -> Any:
+    """Make every call of the app's tasks a durable job; return the app.
+
+    Call it once, in the module of the Celery app, after its configuration.
+    """
+    if getattr(app, "mainstay_installed", False):
+        return app
+    app.mainstay_installed = True
+    app.add_defaults(DEFAULTS)
+    if not app._custom_task_cls_used:
+        app.task_cls = TASK_CLASS
+        app._custom_task_cls_used = True
+    app.mainstay_untracked_backend = app.backend_cls
+    app.backend_cls = RESULT_BACKEND
+    send_task = app.send_task
+    publisher.use(Publisher(app, send_task))
+    app.send_task = functools.partial(_send_task, app, send_task)
+    app.on_after_finalize.connect(_adopt_tasks, weak=False)
+    _make_canvas_atomic()
+    signals.celeryd_after_setup.connect(_before_work, weak=False, dispatch_uid="mainstay")
+    signals.beat_init.connect(_start_conductor, weak=False, dispatch_uid="mainstay")
+    return app
+
+
+def _send_task(app: Any, send_task: Any, name: str, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
+    """Celery's ``send_task``, with a job in place of a message."""
+    from jobs import intake
+
+    task = options.get("task_type") or app._tasks.get(name)
+    tracked = options.pop("tracked", None)
+    if not _is_tracked(name, task, tracked, options):
+        options = {k: v for k, v in options.items() if k not in ("key", "tags", "metadata", "tenant", "correlation_id", "schedule")}
+        if tracked is False:
+            options["headers"] = {**(options.get("headers") or {}), HEADER: UNTRACKED}
+        return send_task(name, args, kwargs, **options)
+    given = {key: value for key, value in options.items() if value is not None}
+    parent = app.current_worker_task
+    if parent is not None and not parent.request.called_directly:
+        given.setdefault("parent_id", parent.request.id)
+        given.setdefault("root_id", parent.request.root_id or parent.request.id)
+    job_id = intake.enqueue(name, task, args, kwargs, given)
+    result = (options.get("result_cls") or app.AsyncResult)(str(job_id))
+    if parent is not None and options.get("add_to_parent", True):
+        parent.add_trail(result)
+    return result
+
+
+def _is_tracked(name: str, task: Any, tracked: bool | None, options: dict[str, Any]) -> bool:
+    """Whether a call becomes a job. What others wait for always does, or a crash would lose what follows."""
+    from jobs import outbox, successors
+
+    if outbox.holding() or successors.dispatching():
+        return True
+    if any(options.get(way) for way in ("chain", "chord", "link", "link_error")):
+        return True
+    if tracked is not None:
+        return tracked
+    return not name.startswith("celery.") and getattr(task, "tracked", True)
+
+
+def _adopt_tasks(sender: Any, **_: Any) -> None:
+    """Give tasks that have a base class of their own what they need to run as attempts."""
+    from jobs.task import Tracked
+
+    for task in list(sender._tasks.values()):
+        if not isinstance(task, Tracked):
+            _adopt_task(task)
+        task.Request = REQUEST_CLASS if task.Request == CeleryTask.Request else task.Request
+
+
+def _adopt_task(task: Any) -> None:
+    from jobs.task import Tracked
+
+    own = type(task)
+    shape = {
+        "abstract": True, "__module__": own.__module__, "adopted_class": True,
+        "tracked": getattr(own, "tracked", True) and not task.name.startswith("celery."),
+    }  # fmt: skip
+    task.__class__ = type(own.__name__, (Tracked, own), shape)
+    task.__class__.acks_late = True
+
+
+def _before_work(instance: Any, **_: Any) -> None:
+    """The worker is about to start: tasks registered since the app was finalized are adopted too."""
+    from jobs import worker
+
+    _adopt_tasks(instance.app)
+    worker.report_in_background(instance)
+
+
+def _start_conductor(sender: Any, **_: Any) -> None:
+    from jobs import conductor
+
+    conductor.start_in_background()
+
+
+def _make_canvas_atomic() -> None:
+    """Record a group or a chord with all its members or not at all: a crash between two would strand the rest."""
+    for cls, name in ((group, "apply_async"), (_chord, "run")):
+        method = getattr(cls, name)
+        if not hasattr(method, "mainstay"):
+            setattr(cls, name, _in_one_transaction(method))
+
+
+def _in_one_transaction(method: Any) -> Any:
+    @functools.wraps(method)
+    def whole(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not getattr(self.app, "mainstay_installed", False) or self.app.conf.task_always_eager:
+            return method(self, *args, **kwargs)
+        from django.db import transaction
+
+        from jobs import lifecycle
+
+        with transaction.atomic(using=lifecycle.alias()):
+            return method(self, *args, **kwargs)
+
+    whole.mainstay = True  # type: ignore[attr-defined]
+    return whole
+
+

@@ -1,0 +1,1 @@
+"""System checks: placeholder until the declarations can be judged."""

@@ -1,0 +1,115 @@
+"""What follows an attempt that did not complete: the decision, its record, and the move, in one transaction."""
+
+from __future__ import annotations
+
+import random
+import traceback
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from django.db import transaction
+from django.utils import timezone
+
+from jobs import drafts, lifecycle, outbox, successors
+from jobs.conf import current as settings
+from jobs.lifecycle import Clock, Plus
+from jobs.models import Job
+from jobs.retry import Bounds, Decision, Failure, History, Kind
+from jobs.signals import job_failed, lifecycle as announced
+from jobs.states import State
+
+TRACEBACK_LIMIT = 32_000
+MESSAGE_LIMIT = 8_000
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """An error as it is kept: class, message and traceback, bounded in size."""
+
+    error_type: str = ""
+    error_message: str = ""
+    traceback: str = ""
+
+    @classmethod
+    def of(cls, error: BaseException) -> Report:
+        """Describe an exception; never raises, whatever its ``__str__`` does."""
+        try:
+            message = str(error)
+        except Exception as broken:
+            message = f"(its message cannot be shown: {type(broken).__name__})"
+        kind = f"{type(error).__module__}.{type(error).__qualname__}".removeprefix("builtins.")
+        text = "".join(traceback.format_exception(error)) if error.__traceback__ else ""
+        return cls(kind[:255], _clean(message, MESSAGE_LIMIT), _clean(text, TRACEBACK_LIMIT))
+
+
+def declared(job: Job) -> drafts.Declaration:
+    """What the task of a job says of itself, in this process."""
+    return drafts.declaration(job.task, outbox.publisher().app.tasks.get(job.task))
+
+
+def conclude(job: Job, failure: Failure, report: Report, **changes: Any) -> tuple[Job, Decision]:
+    """Decide what becomes of a job whose attempt did not complete, and record it.
+
+    Raises ``MoveRefused`` when the attempt is no longer the one that holds the job.
+    """
+    decision = decide(job, failure)
+    with transaction.atomic(using=lifecycle.alias()):
+        moved = _move(job, failure, decision, report, changes)
+        lifecycle.record_attempt(
+            job, outcome=failure.kind.value, decision=decision.target, reason=decision.reason[:255],
+            delay=decision.delay.total_seconds(), **_fields(report),
+        )  # fmt: skip
+        if decision.target is State.FAILED:
+            job_failed.send(sender=Job, job=Job.objects.using(lifecycle.alias()).get(pk=job.pk))
+        if moved.finished and successors.has_any(moved):
+            successors.settle(moved)
+    announce(moved, decision, failure)
+    return moved, decision
+
+
+def decide(job: Job, failure: Failure) -> Decision:
+    """The decision of the task's policy, with the dice thrown and the clock read here."""
+    says, limits = declared(job), settings()
+    history = History(
+        attempt=job.attempt, allowed=job.max_attempts, snoozes=job.snoozes, age=timezone.now() - job.created_at,
+        losses=job.losses + (failure.kind is Kind.LOST), idempotent=says.idempotent or job.key is not None,
+    )  # fmt: skip
+    bounds = Bounds(int(limits.MAX_LOSSES), int(limits.MAX_SNOOZES), timedelta(seconds=limits.MAX_AGE))
+    return says.retry_policy.decide(failure, history, bounds, random.random())  # noqa: S311 - jitter, not a secret
+
+
+def _move(job: Job, failure: Failure, decision: Decision, report: Report, changes: dict[str, Any]) -> Job:
+    changes = {**changes, **_fields(report)}
+    if not decision.consumed:
+        changes |= {"max_attempts": Plus(1), "snoozes": Plus(1)}
+    if failure.kind is Kind.LOST:
+        changes["losses"] = Plus(1)
+    if decision.target in (State.RETRYING, State.PENDING):
+        changes["due_at"] = Clock(decision.delay)
+    return lifecycle.move(job, decision.target, decision.reason, **changes)
+
+
+def announce(job: Job, decision: Decision, failure: Failure) -> None:
+    """Tell the listeners that only watch, after the commit."""
+    event = {State.FAILED: "failed", State.CANCELLED: "cancelled"}.get(decision.target, "retried")
+    transaction.on_commit(
+        lambda: announced.send_robust(
+            sender=Job, event=event, job_id=job.pk, task=job.task, job=job, decision=decision, failure=failure
+        )
+        and None,
+        using=lifecycle.alias(),
+        robust=True,
+    )
+
+
+def _fields(report: Report) -> dict[str, str]:
+    return {"error_type": report.error_type, "error_message": report.error_message, "traceback": report.traceback}
+
+
+def _clean(text: str, limit: int) -> str:
+    """Text that every database can keep: no NUL, valid UTF-8, the end kept when it is too long."""
+    text = text.replace("\x00", "\\x00").encode("utf-8", "backslashreplace").decode()
+    return text if len(text) <= limit else f"… {text[-limit:]}"
+
+

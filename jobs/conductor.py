@@ -1,0 +1,120 @@
+"""The loop that keeps jobs moving: releases what is due, rescues, reconciles. Any number of copies; one leads."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import timedelta
+from uuid import uuid4
+
+from django.db import Error, connections
+
+from jobs import control, lifecycle, outbox, rescue
+from jobs.conf import current as settings
+from jobs.models import Leader
+from jobs.reconcile import Reconciler
+
+logger = logging.getLogger("jobs.conductor")
+
+OFFICE = "conductor"
+
+
+def own_name() -> str:
+    """A name for this copy that no other one has."""
+    return f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:8]}"
+
+
+@dataclass(slots=True)
+class Conductor:
+    """One copy of the loop. ``chores`` are verbs, each with how often it runs, in seconds."""
+
+    name: str = field(default_factory=own_name)
+    stopping: threading.Event = field(default_factory=threading.Event)
+    leading: bool = False
+    _next: dict[str, float] = field(default_factory=dict)
+    _reconciler: Reconciler = field(default_factory=Reconciler)
+    _renewed: float = 0.0
+
+    def chores(self) -> list[tuple[str, float, Callable[[], int]]]:
+        """What a leader does, in this order."""
+        return [
+            ("release", 0.0, outbox.release),
+            ("rescue", 1.0, rescue.rescue),
+            ("force_cancel", 1.0, rescue.force_cancel),
+            ("expire", 1.0, control.expire),
+            ("reconcile", 1.0, self._reconciler.tick),
+            ("bury_workers", 60.0, control.forget_workers),
+        ]
+
+    def run(self) -> None:
+        """Tick until told to stop; whatever goes wrong, tick again."""
+        pause = settings().TICK
+        while not self.stopping.wait(pause):
+            try:
+                pause = settings().TICK
+                if self.tick():
+                    pause = 0.0
+            except Error as error:
+                logger.warning("The conductor could not reach the database: %s", error)
+                connections[lifecycle.alias()].close()
+                pause = 1.0
+            except Exception:
+                logger.exception("A tick of the conductor failed; it goes on.")
+                pause = 1.0
+        self.resign()
+
+    def tick(self) -> int:
+        """One round of chores if this copy leads; return how much was released, to come back at once for more."""
+        if not self.lead():
+            return 0
+        released = 0
+        for name, every, chore in self.chores():
+            if time.monotonic() >= self._next.get(name, 0.0):
+                self._next[name] = time.monotonic() + every
+                done = chore()
+                released += done if name == "release" else 0
+        return released
+
+    def lead(self) -> bool:
+        """Take or renew the office of the leader, a lease in the database; False while another one holds it."""
+        lease = settings().LEADER_LEASE
+        if self.leading and time.monotonic() - self._renewed < lease / 3:
+            return True
+        asked = time.monotonic()
+        was, self.leading = self.leading, _take_office(self.name, timedelta(seconds=lease))
+        self._renewed = asked if self.leading else 0.0
+        if self.leading and not was:
+            logger.info("This conductor leads now: %s", self.name)
+        return self.leading
+
+    def resign(self) -> None:
+        """Give the office up, so that another copy need not wait for the lease."""
+        try:
+            Leader.objects.using(lifecycle.alias()).filter(office=OFFICE, holder=self.name).delete()
+        except Error:
+            pass
+        connections[lifecycle.alias()].close()
+
+
+def _take_office(name: str, lease: timedelta) -> bool:
+    table, until, now = Leader._meta.db_table, lifecycle.clock_sql(lease), lifecycle.clock_sql()
+    sql = (
+        f"INSERT INTO {table} (office, holder, until, ticked_at) VALUES (%s, %s, {until}, {now}) "
+        "ON CONFLICT (office) DO UPDATE SET holder = excluded.holder, until = excluded.until, ticked_at = excluded.ticked_at "
+        f"WHERE {table}.holder = excluded.holder OR {table}.until < {now}"
+    )
+    with lifecycle.database().cursor() as cursor:
+        cursor.execute(sql, [OFFICE, name])
+        return bool(cursor.rowcount == 1)
+
+
+def start_in_background() -> Conductor:
+    """Run a conductor as a thread of this process, as beat does."""
+    conductor = Conductor()
+    threading.Thread(target=conductor.run, name="mainstay-conductor", daemon=True).start()
+    return conductor

@@ -1,0 +1,193 @@
+"""From a call to a row that is not yet inserted: options checked, payload typed, key made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from django.utils import timezone
+
+from jobs import conf, context, idempotency, options, payload
+from jobs.errors import OptionError
+from jobs.idempotency import NO_KEY, WHILE_UNFINISHED, KeyScope
+from jobs.ids import new_id
+from jobs.lifecycle import NOW, Clock
+from jobs.models import Job
+from jobs.payload import Payload
+from jobs.retry import RetryPolicy
+from jobs.states import State
+
+DEFAULT_POLICY = RetryPolicy()
+
+
+@dataclass(frozen=True, slots=True)
+class Declaration:
+    """What a task says of itself, whatever class it has."""
+
+    name: str
+    body: Any = None
+    typed: bool = False
+    queue: str | None = None
+    priority: Any = None
+    key: Any = NO_KEY
+    key_scope: KeyScope = WHILE_UNFINISHED
+    version: int = 1
+    upcasters: Any = None
+    idempotent: bool = False
+    transactional: bool = False
+    retry_policy: RetryPolicy = DEFAULT_POLICY
+    max_attempts: int | None = None
+    time_limit: float | None = None
+    soft_time_limit: float | None = None
+
+    @property
+    def allowed(self) -> int:
+        """How many attempts a job of this task may take."""
+        return self.max_attempts or self.retry_policy.max_attempts or int(conf.current().MAX_ATTEMPTS)
+
+
+def declaration(name: str, task: Any) -> Declaration:
+    """Read a task's declaration off the task; of an unknown task, the defaults."""
+    if task is None:
+        return Declaration(name)
+    policy = getattr(task, "retry_policy", None) or DEFAULT_POLICY
+    return Declaration(
+        name=name, body=task.run, typed=getattr(task, "typed", False),
+        queue=getattr(task, "job_queue", None), priority=getattr(task, "job_priority", None),
+        key=getattr(task, "key", NO_KEY), key_scope=getattr(task, "key_scope", WHILE_UNFINISHED),
+        version=getattr(task, "version", 1), upcasters=getattr(task, "upcasters", None),
+        idempotent=getattr(task, "idempotent", False), transactional=getattr(task, "transactional", False),
+        retry_policy=policy, max_attempts=None if policy.max_attempts else _of_celery(task),
+        time_limit=getattr(task, "time_limit", None), soft_time_limit=getattr(task, "soft_time_limit", None),
+    )  # fmt: skip
+
+
+def _of_celery(task: Any) -> int | None:
+    """Celery's ``max_retries`` as a number of attempts, where the task set its own."""
+    for cls in type(task).__mro__:
+        if cls.__module__.startswith("celery."):
+            return None
+        if "max_retries" in vars(cls):
+            retries = vars(cls)["max_retries"]
+            return 1000 if retries is None else max(1, int(retries) + 1)
+    return None
+
+
+def draft(name: str, task: Any, args: Any, kwargs: Any, given: dict[str, Any], app_timezone: Any) -> Job:
+    """Build the row of one call.
+
+    Raises ``PayloadError``, ``KeyCannotBeMade`` or ``OptionError``; nothing is left behind.
+    """
+    options.check_names(name, given)
+    says = declaration(name, task)
+    job = _blank(says, given)
+    _time(job, given, app_timezone)
+    job.queue = _queue(given, says)
+    job.delivery = _delivery(given)
+    fill(job, says, Payload(tuple(args or ()), dict(kwargs or {})), given.get("key"))
+    return job
+
+
+def fill(job: Job, says: Declaration, content: Payload, key: str | None = None) -> None:
+    """Put a payload into a draft: checked, coerced, encoded, and its key made, once all of it is known."""
+    if content.waits():
+        job.payload = payload.encode(content)
+        return
+    if says.body is not None:
+        content = (payload.coerce if says.typed else _fitting)(says.body, content, says.name)
+    job.payload = payload.limit(payload.encode(content), int(conf.current().PAYLOAD_LIMIT), says.name)
+    job.key = _key(says, content, key)
+
+
+def _fitting(body: Any, content: Payload, name: str) -> Payload:
+    payload.fitting(body, content, name)
+    return content
+
+
+def _key(says: Declaration, content: Payload, given: str | None) -> str | None:
+    if given is not None:
+        return idempotency.check_made(says.name, given)
+    if says.key is NO_KEY or says.key is None or says.body is None:
+        return None
+    return idempotency.make_key(says.name, says.key, payload.arguments(says.body, content))
+
+
+def _blank(says: Declaration, given: dict[str, Any]) -> Job:
+    job_id = options.identity("task_id", given.get("task_id")) or new_id()
+    root = options.identity("root_id", given.get("root_id")) or job_id
+    chord = given.get("chord")
+    group = options.identity("group_id", given.get("group_id"))
+    return Job(
+        id=job_id, task=says.name, version=says.version, state=State.PENDING, reason="",
+        priority=options.priority(given.get("priority"), says.priority).value,
+        tenant=options.text("tenant", given.get("tenant"), 100),
+        tags=options.tags(given.get("tags")), metadata=options.metadata(given.get("metadata")),
+        correlation_id=options.text("correlation_id", given.get("correlation_id"), 100) or context.correlation_id() or str(root),
+        schedule=options.text("schedule", given.get("schedule"), 200),
+        parent_id=options.identity("parent_id", given.get("parent_id")), root_id=root,
+        group_id=group, group_index=given.get("group_index"), fanin_id=group if chord else None,
+        max_attempts=says.allowed,
+        time_limit=_limit("time_limit", given, says.time_limit) or conf.current().TIME_LIMIT,
+        soft_time_limit=_limit("soft_time_limit", given, says.soft_time_limit),
+    )  # fmt: skip
+
+
+def _limit(name: str, given: dict[str, Any], declared: float | None) -> float | None:
+    value = given.get(name)
+    if value is None:
+        return declared
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        raise OptionError(f"{name} must be a number of seconds above 0, not {value!r}.")
+    return float(value)
+
+
+def _time(job: Job, given: dict[str, Any], app_timezone: Any) -> None:
+    due = options.due(given, app_timezone)
+    due_in = due if isinstance(due, timedelta) else max(timedelta(0), due - timezone.now()) if due else timedelta(0)
+    expires = options.expiry(given, due_in, app_timezone)
+    if isinstance(expires, datetime) and expires <= timezone.now() + due_in:
+        raise OptionError(f"The job would expire at {expires.isoformat()}, before it is due.")
+    job.created_at = NOW  # type: ignore[assignment]
+    job.due_at = _by_clock(due) or NOW  # type: ignore[assignment]
+    job.expires_at = _by_clock(expires)
+    if due_in <= timedelta(0):
+        job.state = State.RESERVED
+        job.due_at = NOW  # type: ignore[assignment]
+    else:
+        job.reason = "scheduled"
+
+
+def _by_clock(value: timedelta | datetime | None) -> Any:
+    return Clock(value) if isinstance(value, timedelta) else value
+
+
+def _queue(given: dict[str, Any], says: Declaration) -> str:
+    queue = given.get("queue") or says.queue
+    return str(getattr(queue, "name", queue) or "")
+
+
+def _delivery(given: dict[str, Any]) -> str:
+    if given.get("serializer") not in (None, "json"):
+        raise OptionError(f"Jobs are JSON only; serializer={given['serializer']!r} cannot be kept.")
+    names = [*options.CARRIED, *(given.get("stamped_headers") or ())]
+    carried = {name: given[name] for name in names if given.get(name) is not None}
+    return payload.to_json(carried) if carried else ""
+
+
+def copy(original: Job, **changes: Any) -> Job:
+    """A new draft that repeats a job: same task, payload and place in its canvas; a new id, no key."""
+    fields = {f.attname: getattr(original, f.attname) for f in Job._meta.concrete_fields if f.attname in _REPEATED}
+    fields |= {
+        "id": new_id(), "state": State.RESERVED, "created_at": NOW, "due_at": NOW, "key": None,
+        "replay_of_id": original.pk, "origin_id": original.origin_id or original.pk,
+    }  # fmt: skip
+    return Job(**(fields | changes))
+
+
+_REPEATED = {
+    "task", "payload", "version", "queue", "priority", "tenant", "tags", "metadata", "correlation_id", "parent_id",
+    "root_id", "group_id", "group_index", "fanin_id", "waits_for_id", "schedule", "canvas", "delivery", "max_attempts",
+    "time_limit", "soft_time_limit",
+}  # fmt: skip
+

@@ -1,0 +1,95 @@
+"""What can go wrong, as sentences; and what a body may raise to say how it went. Pure."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+
+class JobsError(Exception):
+    """Anything that Mainstay refuses; the message says what to do instead."""
+
+
+class PayloadError(JobsError, TypeError):
+    """A payload that does not fit its task, is not JSON, or is too large."""
+
+
+class KeyCannotBeMade(JobsError, ValueError):
+    """The idempotency key of a task could not be made from a payload."""
+
+
+class OptionError(JobsError, ValueError):
+    """An option of an enqueue or of a task that is unknown or makes no sense."""
+
+
+class DeclarationError(JobsError, TypeError):
+    """A task that is declared wrongly; raised where it is declared."""
+
+
+class MoveRefused(JobsError):
+    """The job was no longer as the caller saw it: somebody else moved it first."""
+
+
+class Refused(JobsError):
+    """An operator's request that cannot be done; the message says why."""
+
+
+class JobNotFound(Refused):
+    """No job has this id."""
+
+
+class BrokerUnavailable(JobsError):
+    """The broker could not be reached, or did not answer in time."""
+
+
+class TransientError(Exception):
+    """Raised by a body: try again later."""
+
+
+class PermanentError(Exception):
+    """Raised by a body: trying again cannot help; a person must look."""
+
+
+class AmbiguousError(Exception):
+    """Raised by a body: it may have taken effect; retried only if the task is idempotent."""
+
+
+class RateLimited(Exception):
+    """Raised by a body: told to slow down. The attempt is not consumed.
+
+    ``retry_after`` is in seconds; without it the backoff decides.
+    """
+
+    def __init__(self, message: str = "rate limited", *, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class Snooze(Exception):
+    """Raised by a body: put the job back for later, without consuming an attempt.
+
+    ``delay`` is a number of seconds or a ``timedelta``.
+    """
+
+    def __init__(self, delay: float | timedelta, reason: str = "snoozed") -> None:
+        seconds = delay.total_seconds() if isinstance(delay, timedelta) else float(delay)
+        if not seconds >= 0:
+            raise OptionError(f"Snooze needs a delay of 0 seconds or more, not {delay!r}.")
+        super().__init__(f"{reason} for {seconds:g} s")
+        self.delay = timedelta(seconds=seconds)
+        self.reason = reason
+
+
+class JobCancelled(Exception):
+    """Raised inside a body whose job was cancelled."""
+
+
+class LeaseLost(Exception):
+    """Raised inside a body that may no longer assume that it is the only runner."""
+
+
+class WorkerLost(Exception):
+    """Recorded for an attempt whose process died or stopped answering."""
+
+
+class DependencyFailed(Exception):
+    """Recorded for a job that waited for another one which failed."""

@@ -1,0 +1,207 @@
+"""One heartbeat per process: renews the leases of long bodies, writes their progress, and stops those that must stop."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+from django.db import Error
+
+from jobs import lifecycle
+from jobs.conf import current as settings
+from jobs.errors import JobCancelled, LeaseLost
+from jobs.lifecycle import Clock
+from jobs.models import Job
+from jobs.states import State
+
+logger = logging.getLogger("jobs.heartbeat")
+
+BEAT = 1.0  # seconds between two looks at the long bodies
+
+
+@dataclass(slots=True)
+class Watched:
+    """A body that runs in this process."""
+
+    job: Job
+    thread: int
+    started: float = field(default_factory=time.monotonic)
+    renewed: float = field(default_factory=time.monotonic)
+    stop: BaseException | None = None
+    stopped_at: float = 0.0
+    progress: dict[str, Any] | None = None
+    written: dict[str, Any] | None = None
+    over: bool = False
+
+    @property
+    def past_limit(self) -> bool:
+        """Whether it ran longer than its time limit, which only the prefork pool enforces."""
+        limit = self.job.time_limit
+        return limit is not None and time.monotonic() - self.started > limit + 1.0
+
+
+_watched: dict[UUID, Watched] = {}
+_lock = threading.Lock()
+_work = threading.Event()
+_thread: threading.Thread | None = None
+_pid = 0
+
+
+@contextmanager
+def watching(job: Job) -> Iterator[Watched]:
+    """Keep a job's lease while the block runs, and interrupt the block when it must stop."""
+    entry = Watched(job, threading.get_ident())
+    with _lock:
+        _ensure_thread()
+        _watched[job.pk] = entry
+    _work.set()
+    try:
+        yield entry
+    finally:
+        with _lock:
+            entry.over = True
+            if _watched.get(job.pk) is entry:
+                del _watched[job.pk]
+            _clear_interrupt(entry)
+        job.progress = entry.progress or job.progress
+
+
+def watched(job_id: UUID) -> Watched | None:
+    """The running body of a job in this process."""
+    return _watched.get(job_id)
+
+
+def held_here() -> list[UUID]:
+    """The jobs whose bodies run in this process."""
+    return list(_watched)
+
+
+def _ensure_thread() -> None:
+    """Start the thread of this process; a forked child has none of its parent's."""
+    global _thread, _pid
+    if _pid != os.getpid():
+        _watched.clear()
+        _thread, _pid = None, os.getpid()
+    if _thread is None or not _thread.is_alive():
+        _thread = threading.Thread(target=_beat_for_ever, name="mainstay-heartbeat", daemon=True)
+        _thread.start()
+
+
+def _beat_for_ever() -> None:
+    while True:
+        _work.wait()
+        time.sleep(BEAT)
+        with _lock:
+            entries = [e for e in _watched.values() if time.monotonic() - e.started >= BEAT]
+            if not _watched:
+                _work.clear()
+        if entries:
+            _beat(entries)
+
+
+def _beat(entries: list[Watched]) -> None:
+    try:
+        _look(entries)
+        for entry in entries:
+            _renew(entry)
+    except Error as error:
+        logger.warning("The heartbeat could not reach the database: %s", error)
+        lifecycle.database().close()
+    for entry in entries:
+        _stop_in_time(entry)
+
+
+def _look(entries: list[Watched]) -> None:
+    """See who was cancelled or overtaken."""
+    ids = [entry.job.pk for entry in entries]
+    columns = ("state", "token", "cancel_requested_at", "cancel_reason")
+    rows = {row[0]: row[1:] for row in Job.objects.using(lifecycle.alias()).filter(pk__in=ids).values_list("pk", *columns)}
+    for entry in entries:
+        state, token, cancelled_at, reason = rows.get(entry.job.pk, (None, None, None, ""))
+        if state != State.RUNNING or token != entry.job.token:
+            _interrupt(entry, LeaseLost("somebody else holds the job now"))
+        elif cancelled_at is not None:
+            _interrupt(entry, JobCancelled(reason or "cancelled"))
+
+
+def _renew(entry: Watched) -> None:
+    progress = entry.progress
+    due = time.monotonic() - entry.renewed >= settings().HEARTBEAT and not entry.past_limit
+    if progress is entry.written and not due:
+        return
+    changes: dict[str, Any] = {} if progress is entry.written else {"progress": progress}
+    if due:
+        changes["lease_until"] = Clock(timedelta(seconds=settings().LEASE))
+    before = time.monotonic()
+    if lifecycle.amend(entry.job, **changes):
+        entry.written = progress
+        entry.renewed = before if due else entry.renewed
+
+
+def _stop_in_time(entry: Watched) -> None:
+    """Stop a body whose lease is about to end, by our own clock, and one that hangs past its limit."""
+    if time.monotonic() - entry.renewed > settings().LEASE - 2 * BEAT:
+        _interrupt(entry, LeaseLost("the lease could not be renewed in time"))
+
+
+def _interrupt(entry: Watched, error: BaseException) -> None:
+    """Raise in the body: by the pool's own signal where there is one, else as an asynchronous exception."""
+    with _lock:
+        again = time.monotonic() - entry.stopped_at > settings().HEARTBEAT
+        if entry.over or not again:
+            return
+        entry.stop, entry.stopped_at = entry.stop or error, time.monotonic()
+        if entry.thread == threading.main_thread().ident and _soft_limit_handler is not None:
+            signal.pthread_kill(entry.thread, signal.SIGUSR1)
+        else:
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(entry.thread), ctypes.py_object(type(entry.stop)))
+
+
+def _clear_interrupt(entry: Watched) -> None:
+    if entry.stop is not None and entry.thread == threading.get_ident():
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(entry.thread), None)
+
+
+# --- The soft time limit of the prefork pool: a signal whose handler raises in the main thread ---
+
+_soft_limit_handler: Any = None
+
+
+@contextmanager
+def shielded() -> Iterator[None]:
+    """Keep the soft time limit out: it can arrive at any line, and recording must not be cut short."""
+    yield from _with_handler(lambda: signal.SIG_IGN)
+
+
+@contextmanager
+def unshielded() -> Iterator[None]:
+    """Let the soft time limit in again, for the body alone."""
+    yield from _with_handler(lambda: _soft_limit_handler)
+
+
+def _with_handler(handler: Callable[[], Any]) -> Iterator[None]:
+    global _soft_limit_handler
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGUSR1)
+    if getattr(before, "__module__", "").startswith("billiard"):
+        _soft_limit_handler = before
+    if _soft_limit_handler is None:
+        yield
+        return
+    signal.signal(signal.SIGUSR1, handler())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGUSR1, before)

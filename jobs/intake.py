@@ -1,0 +1,95 @@
+"""The way in: a call becomes a job, follows the job that has its key, or is buried where nobody can be told."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+from uuid import UUID
+
+from django.db import connections, transaction
+
+from jobs import drafts, lifecycle, outbox, payload, successors
+from jobs.errors import JobsError
+from jobs.lifecycle import NOW
+from jobs.models import Job
+from jobs.payload import Payload
+from jobs.signals import job_failed
+from jobs.states import State
+
+_BURIED_OPTIONS = {"task_id", "root_id", "parent_id", "group_id", "group_index", "chord", "correlation_id", "tenant"}
+
+
+def enqueue(name: str, task: Any, args: Any, kwargs: Any, options: dict[str, Any]) -> UUID:
+    """Record a call as a job and send it after the commit; return the id of the job that now stands for it.
+
+    Raises a ``JobsError`` for what is wrong with the call; then nothing is left behind.
+    """
+    _warn_of_foreign_transaction()
+    says = drafts.declaration(name, task)
+    try:
+        job = drafts.draft(name, task, args, kwargs, options, outbox.publisher().app.timezone)
+        job.queue = outbox.queue_of(job.queue, name, task, options)
+        job.canvas = outbox.canvas(options, name)
+    except JobsError as error:
+        if not successors.dispatching():
+            raise
+        return bury(name, args, kwargs, options, error)
+    job.followed = "task_id" in options and successors.awaited(job.pk)
+    owner = outbox.record(job, says.key_scope)
+    if owner == job.pk or "task_id" not in options:
+        return owner
+    # Somebody already waits for this very id (a canvas froze it), so it is kept and settles with the owner.
+    follow(job, owner)
+    return job.pk
+
+
+def adopt(name: str, task: Any, args: Any, kwargs: Any, options: dict[str, Any]) -> None:
+    """Record a job for a message that is in the broker already: reserved, and not sent again."""
+    try:
+        job = drafts.draft(name, task, args, kwargs, options, outbox.publisher().app.timezone)
+        job.canvas = outbox.canvas(options, name)
+    except JobsError as error:
+        bury(name, args, kwargs, options, error)
+        return
+    owner = outbox.record(job, drafts.declaration(name, task).key_scope, sent=True)
+    if owner != job.pk:
+        follow(job, owner)
+
+
+def follow(job: Job, owner: UUID) -> None:
+    """Insert a draft that settles as ``owner`` does."""
+    job.key, job.state, job.due_at, job.waits_for_id = None, State.PENDING, None, None
+    with transaction.atomic(using=lifecycle.alias()):
+        if lifecycle.insert(job):
+            kept = lifecycle.seen(job.pk)
+            assert kept is not None
+            successors.follow(kept, owner)
+
+
+def bury(name: str, args: Any, kwargs: Any, options: dict[str, Any], error: JobsError) -> UUID:
+    """Keep a call that nobody can be told about as a failed job with its dead letter."""
+    wanted = {k: v for k, v in options.items() if k in _BURIED_OPTIONS}
+    job = drafts.draft(name, None, (), {}, wanted, outbox.publisher().app.timezone)
+    job.payload = payload.encode(Payload(tuple(args or ()), dict(kwargs or {})))
+    job.queue, job.canvas = outbox.publisher().app.conf.task_default_queue, outbox.canvas(options, name)
+    job.state, job.reason, job.finished_at = State.FAILED, "could not be enqueued", NOW  # type: ignore[assignment]
+    job.error_type, job.error_message = f"{type(error).__module__}.{type(error).__qualname__}", str(error)
+    with transaction.atomic(using=lifecycle.alias()):
+        if lifecycle.insert(job):
+            kept = Job.objects.using(lifecycle.alias()).get(pk=job.pk)
+            job_failed.send(sender=Job, job=kept)
+            successors.settle(kept)
+    return job.pk
+
+
+def _warn_of_foreign_transaction() -> None:
+    """Say so when the caller's transaction is not the one that the job commits with."""
+    home = lifecycle.alias()
+    others = [c.alias for c in connections.all(initialized_only=True) if c.in_atomic_block and c.alias != home]
+    if others and not connections[home].in_atomic_block:
+        warnings.warn(
+            f"A job is enqueued inside a transaction of {others[0]!r}, but jobs live in {home!r}: "
+            "it is kept even if that transaction rolls back.",
+            RuntimeWarning,
+            stacklevel=4,
+        )

@@ -1,0 +1,244 @@
+"""The one door for state: guarded moves in plain SQL. Whoever comes late changes nothing and is told so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import lru_cache
+from typing import Any
+from uuid import UUID
+
+from django.db import connections, models, router
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.models.expressions import Col
+
+from jobs.errors import MoveRefused
+from jobs.models import Attempt, Job
+from jobs.states import FINAL, MOVES, WAITING, State
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """The database's clock, plus ``delta``: times never come from the machine that asks."""
+
+    delta: timedelta = timedelta(0)
+
+
+@dataclass(frozen=True, slots=True)
+class Plus:
+    """The column's own value, plus ``amount``."""
+
+    amount: int
+
+
+NOW = Clock()
+_FAT = {"result", "error_message", "traceback"}
+
+
+def alias() -> str:
+    """The database that jobs live in."""
+    return str(router.db_for_write(Job))
+
+
+def database() -> BaseDatabaseWrapper:
+    """The connection to the database that jobs live in."""
+    return connections[alias()]
+
+
+def insert(job: Job) -> bool:
+    """Add a job's row; False when its id or its key is taken.
+
+    Fields that hold a ``Clock`` are read off the database's clock.
+    """
+    fields = Job._meta.concrete_fields
+    columns, values = zip(*((_quoted(f.column), _compiled(f, getattr(job, f.attname))) for f in fields), strict=True)
+    sql = f"INSERT INTO {_table()} ({', '.join(columns)}) VALUES ({', '.join(v for v, _ in values)}) ON CONFLICT DO NOTHING"
+    return _execute(sql, [p for _, parameters in values for p in parameters]) == 1
+
+
+def claim(job_id: UUID, *, token: UUID, worker: str, pid: int, lease: timedelta) -> Job | None:
+    """Start the next attempt of a reserved job, if nothing speaks against it: return the row as it now is."""
+    changes = {
+        "state": State.RUNNING, "reason": "", "attempt": Plus(1), "token": token, "worker": worker, "pid": pid,
+        "started_at": NOW, "lease_until": Clock(lease), "sends": 0,
+    }  # fmt: skip
+    unless = f"(expires_at IS NULL OR expires_at > {_clock()}) AND {not_paused()}"
+    rows = _update(changes, f"id = %s AND state = %s AND {unless}", [_id(job_id), State.RESERVED.value], returning=True)
+    return rows[0] if rows else None
+
+
+def move(job: Job, target: State, reason: str = "", **changes: Any) -> Job:
+    """Move a job from the state in which it was seen to ``target``; return it as it now is.
+
+    The guard is what was seen: state, attempt and, of a running job, the token of its attempt.
+    Raises ``MoveRefused`` when the row is no longer so: somebody else moved it.
+    """
+    if target not in MOVES[State(job.state)]:
+        raise MoveRefused(f"A {job.state} job cannot become {target.value}.")
+    changes = {"state": target, "reason": reason[:255], **changes}
+    if target in FINAL:
+        changes["finished_at"] = NOW
+    guard, seen = _guard(job)
+    rows = _update(changes, guard, seen, returning=True)
+    if not rows:
+        raise MoveRefused(f"Job {job.pk} is no longer {job.state} in attempt {job.attempt}.")
+    return rows[0]
+
+
+def complete(job: Job, result: str | None, **changes: Any) -> bool:
+    """Record a job as completed in one statement, if nothing hangs on it and it is still ours."""
+    changes = {
+        "state": State.COMPLETED, "reason": "", "finished_at": NOW, "result": result,
+        "error_type": "", "error_message": "", "traceback": "", **changes,
+    }  # fmt: skip
+    guard, seen = _guard(job)
+    return bool(_update(changes, f"{guard} AND NOT followed", seen))
+
+
+def amend(job: Job, **changes: Any) -> bool:
+    """Change what is not state (lease, progress, a request to cancel), under the same guard as a move."""
+    assert "state" not in changes
+    guard, seen = _guard(job)
+    return bool(_update(changes, guard, seen))
+
+
+def move_all(seen: Iterable[State], target: State, where: str, parameters: Sequence[Any], reason: str, **changes: Any) -> int:
+    """Move all jobs in the states ``seen`` for which the SQL ``where`` holds; return how many."""
+    seen = list(seen)
+    assert all(target in MOVES[state] for state in seen)
+    changes = {"state": target, "reason": reason[:255], **changes}
+    marks = ", ".join(["%s"] * len(seen))
+    return int(_update(changes, f"state IN ({marks}) AND ({where})", [*(s.value for s in seen), *parameters]))
+
+
+def reserve_due(limit: int) -> list[Job]:
+    """Mark up to ``limit`` due jobs as reserved, most urgent first; return them to be sent."""
+    waiting = ", ".join(f"'{state.value}'" for state in sorted(WAITING))
+    skip = " FOR UPDATE SKIP LOCKED" if database().features.has_select_for_update_skip_locked else ""
+    due = (
+        f"SELECT id FROM {_table()} WHERE finished_at IS NULL AND due_at <= {_clock()} AND state IN ({waiting}) "
+        f"AND cancel_requested_at IS NULL AND {not_paused()} ORDER BY priority, due_at LIMIT {int(limit)}{skip}"
+    )
+    changes = {"state": State.RESERVED, "reason": "", "sent_at": NOW, "sends": Plus(1)}
+    rows: list[Job] = _update(changes, f"state IN ({waiting}) AND id IN ({due})", [], returning=True)
+    return sorted(rows, key=lambda job: (job.priority, job.due_at or job.created_at))
+
+
+def not_paused() -> str:
+    """SQL that holds for a job whose queue and task are not paused."""
+    return (
+        f"NOT EXISTS (SELECT 1 FROM jobs_pause p WHERE (p.kind = 'queue' AND p.name = {_table()}.queue) "
+        f"OR (p.kind = 'task' AND p.name = {_table()}.task))"
+    )
+
+
+def seen(job_id: UUID) -> Job | None:
+    """The job as it is now, without its fat columns."""
+    return Job.objects.using(alias()).defer(*_FAT).filter(pk=job_id).first()
+
+
+def record_attempt(job: Job, **fields: Any) -> None:
+    """Keep the record of an attempt that ended without completing the job; a second record is ignored."""
+    attempt = Attempt(
+        job_id=job.pk, number=job.attempt, worker=job.worker, pid=job.pid, started_at=job.started_at,
+        finished_at=database_now(), **fields,
+    )  # fmt: skip
+    Attempt.objects.using(alias()).bulk_create([attempt], ignore_conflicts=True)
+
+
+def database_now() -> Any:
+    """The time by the database's clock."""
+    field = Job._meta.get_field("created_at")
+    with database().cursor() as cursor:
+        cursor.execute(f"SELECT {_clock()}", [])
+        return _converted([field], [cursor.fetchone()[0]])[0]
+
+
+def clock_sql(delta: timedelta = timedelta(0)) -> str:
+    """SQL for the database's clock plus ``delta``."""
+    return _clock(delta)
+
+
+def _guard(job: Job) -> tuple[str, list[Any]]:
+    guard, seen = "id = %s AND state = %s AND attempt = %s", [_id(job.pk), State(job.state).value, job.attempt]
+    if job.state == State.RUNNING:
+        return f"{guard} AND token = %s", [*seen, _id(job.token)]
+    return guard, seen
+
+
+def _update(changes: dict[str, Any], where: str, parameters: Sequence[Any], *, returning: bool = False) -> Any:
+    """Run one UPDATE; return the rows as jobs, or how many there were."""
+    sets, values = [], []
+    for name, value in changes.items():
+        field = Job._meta.get_field(name)
+        sql, given = _compiled(field, value)  # type: ignore[arg-type]
+        sets.append(f"{_quoted(field.column)} = {sql}")  # type: ignore[union-attr]
+        values += given
+    sql = f"UPDATE {_table()} SET {', '.join(sets)} WHERE {where}"
+    if not returning:
+        return _execute(sql, [*values, *parameters])
+    fields = _slim()
+    sql += f" RETURNING {', '.join(_quoted(f.column) for f in fields)}"
+    with database().cursor() as cursor:
+        cursor.execute(sql, [*values, *parameters])
+        return [_as_job(fields, row) for row in cursor.fetchall()]
+
+
+def _execute(sql: str, parameters: Sequence[Any]) -> int:
+    with database().cursor() as cursor:
+        cursor.execute(sql, list(parameters))
+        return int(cursor.rowcount)
+
+
+def _compiled(field: models.Field[Any, Any], value: Any) -> tuple[str, list[Any]]:
+    """A value as SQL and its parameters, as the field and the database want it."""
+    if isinstance(value, Clock):
+        return _clock(value.delta), []
+    if isinstance(value, Plus):
+        return f"{_quoted(field.column)} + ({value.amount:d})", []
+    return "%s", [field.get_db_prep_save(value, database())]
+
+
+def _clock(delta: timedelta = timedelta(0)) -> str:
+    # PostgreSQL's now() is the start of the transaction; a lease must be told the time that it is.
+    if database().vendor == "postgresql":
+        return f"(clock_timestamp() + interval '{delta.total_seconds():.6f} seconds')"
+    return f"strftime('%%Y-%%m-%%d %%H:%%M:%%f000', 'now', '{delta.total_seconds():+.6f} seconds')"
+
+
+def _as_job(fields: Sequence[models.Field[Any, Any]], row: Sequence[Any]) -> Job:
+    return Job.from_db(alias(), [f.attname for f in fields], _converted(fields, row))
+
+
+def _converted(fields: Sequence[Any], row: Sequence[Any]) -> list[Any]:
+    connection = database()
+    values = list(row)
+    for index, field in enumerate(fields):
+        for converter, expression in _converters(connection.vendor, field):
+            values[index] = converter(values[index], expression, connection)
+    return values
+
+
+@lru_cache(maxsize=256)
+def _converters(vendor: str, field: Any) -> list[tuple[Any, Any]]:
+    connection = database()
+    column = Col("job", field)
+    return [(c, column) for c in (*connection.ops.get_db_converters(column), *column.get_db_converters(connection))]
+
+
+@lru_cache(maxsize=1)
+def _slim() -> list[models.Field[Any, Any]]:
+    return [f for f in Job._meta.concrete_fields if f.name not in _FAT]
+
+
+def _id(value: UUID | None) -> Any:
+    return Job._meta.pk.get_db_prep_value(value, database()) if value else None
+
+
+def _table() -> str:
+    return Job._meta.db_table
+
+
+def _quoted(name: str) -> str:
+    return database().ops.quote_name(name)

@@ -1,0 +1,285 @@
+"""The rows: jobs, their attempts, keys, fan-ins, and what operators did. Constraints are the sentences they hold."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from django.conf import settings
+from django.db import models
+from django.db.models import F, Q
+from django.utils.translation import gettext_lazy as _
+
+from jobs.ids import new_id
+from jobs.states import FINAL, WAITING, Priority, State
+
+PRIORITIES = [(p.value, p.name.lower()) for p in Priority]
+_UNFINISHED = Q(finished_at__isnull=True)
+
+
+class Job(models.Model):
+    """One task with one payload, and all that became of it."""
+
+    id = models.UUIDField(primary_key=True, default=new_id, editable=False)
+    task = models.CharField(max_length=255)
+    payload = models.TextField(help_text="args and kwargs as JSON")
+    version = models.PositiveIntegerField(default=1, help_text="version of the payload")
+    queue = models.CharField(max_length=100)
+    priority = models.PositiveSmallIntegerField(choices=PRIORITIES, default=Priority.NORMAL.value)
+    state = models.CharField(max_length=10, choices=State.choices, default=State.PENDING.value)
+    reason = models.CharField(max_length=255, blank=True, default="", help_text="why it is in this state")
+
+    key = models.CharField(max_length=255, null=True, blank=True, help_text="what makes two calls the same job")  # noqa: DJ001
+    tenant = models.CharField(max_length=100, blank=True, default="")
+    tags = models.JSONField(default=list, blank=True)
+    metadata = models.JSONField(default=dict, blank=True)
+    correlation_id = models.CharField(max_length=100, blank=True, default="")
+
+    parent_id = models.UUIDField(null=True, blank=True)
+    root_id = models.UUIDField(null=True, blank=True)
+    group_id = models.UUIDField(null=True, blank=True)
+    group_index = models.IntegerField(null=True, blank=True)
+    fanin_id = models.UUIDField(null=True, blank=True, help_text="the chord whose header this belongs to")
+    waits_for_id = models.UUIDField(null=True, blank=True, help_text="the chord whose header must complete first")
+    follows_id = models.UUIDField(null=True, blank=True, help_text="the job whose outcome becomes this one's")
+    replay_of_id = models.UUIDField(null=True, blank=True, help_text="the failed job that this one repeats")
+    origin_id = models.UUIDField(null=True, blank=True, help_text="the first of a line of replays")
+    schedule = models.CharField(max_length=200, blank=True, default="")
+    followed = models.BooleanField(default=False, help_text="whether jobs follow this one")
+    canvas = models.TextField(blank=True, default="", help_text="what follows: links, chain, as JSON")
+    delivery = models.TextField(blank=True, default="", help_text="what the message carries beyond the payload")
+
+    created_at = models.DateTimeField()
+    due_at = models.DateTimeField(null=True, blank=True)
+    expires_at = models.DateTimeField(null=True, blank=True)
+    sent_at = models.DateTimeField(null=True, blank=True)
+    started_at = models.DateTimeField(null=True, blank=True)
+    finished_at = models.DateTimeField(null=True, blank=True)
+
+    attempt = models.PositiveIntegerField(default=0, help_text="number of the last attempt started")
+    max_attempts = models.PositiveIntegerField(help_text="how many it is allowed")
+    sends = models.PositiveIntegerField(default=0)
+    snoozes = models.PositiveIntegerField(default=0)
+    losses = models.PositiveIntegerField(default=0)
+    time_limit = models.FloatField(null=True, blank=True)
+    soft_time_limit = models.FloatField(null=True, blank=True)
+
+    token = models.UUIDField(null=True, blank=True, help_text="fence of the last attempt")
+    worker = models.CharField(max_length=255, blank=True, default="")
+    pid = models.PositiveIntegerField(null=True, blank=True)
+    lease_until = models.DateTimeField(null=True, blank=True)
+    cancel_requested_at = models.DateTimeField(null=True, blank=True)
+    cancel_reason = models.CharField(max_length=255, blank=True, default="")
+
+    progress = models.JSONField(null=True, blank=True)
+    result = models.TextField(null=True, blank=True)  # noqa: DJ001
+    error_type = models.CharField(max_length=255, blank=True, default="")
+    error_message = models.TextField(blank=True, default="")
+    traceback = models.TextField(blank=True, default="")
+
+    class Meta:
+        ordering: ClassVar = ["-created_at", "-id"]
+        verbose_name = _("job")
+        permissions: ClassVar = [
+            ("retry_job", "Can make jobs due now and replay failed ones"),
+            ("cancel_job", "Can cancel jobs"),
+            ("prune_job", "Can prune finished jobs"),
+            ("pause_queue", "Can pause and resume queues and tasks"),
+        ]
+        default_permissions = ("view",)
+        constraints: ClassVar = [
+            models.UniqueConstraint(
+                fields=["task", "key"], condition=_UNFINISHED, name="one_unfinished_job_per_key"
+            ),
+            models.CheckConstraint(
+                condition=Q(state__in=sorted(FINAL)) | _UNFINISHED, name="only_final_jobs_are_finished"
+            ),
+            models.CheckConstraint(
+                condition=~Q(state__in=sorted(FINAL)) | Q(finished_at__isnull=False),
+                name="final_jobs_are_finished",
+            ),
+            models.CheckConstraint(
+                condition=~Q(state=State.RUNNING) | Q(lease_until__isnull=False, token__isnull=False),
+                name="running_jobs_hold_a_lease",
+            ),
+            models.CheckConstraint(
+                condition=Q(expires_at__isnull=True) | Q(due_at__isnull=True) | Q(expires_at__gte=F("created_at")),
+                name="jobs_expire_after_creation",
+            ),
+        ]
+        indexes: ClassVar = [
+            models.Index(fields=["due_at"], condition=_UNFINISHED, name="jobs_unfinished_due"),
+            models.Index(fields=["lease_until"], condition=_UNFINISHED, name="jobs_unfinished_lease"),
+            models.Index(fields=["queue", "priority"], condition=_UNFINISHED, name="jobs_unfinished_queue"),
+            models.Index(fields=["waits_for_id"], condition=Q(waits_for_id__isnull=False), name="jobs_waiting_for"),
+            models.Index(fields=["follows_id"], condition=Q(follows_id__isnull=False), name="jobs_following"),
+            models.Index(fields=["fanin_id"], condition=Q(fanin_id__isnull=False), name="jobs_of_fanin"),
+            models.Index(fields=["-created_at", "-id"], name="jobs_newest"),
+            models.Index(fields=["state", "-created_at", "-id"], name="jobs_newest_of_state"),
+            models.Index(fields=["task", "-created_at", "-id"], name="jobs_newest_of_task"),
+            models.Index(fields=["key"], condition=Q(key__isnull=False), name="jobs_by_key"),
+            models.Index(fields=["parent_id"], condition=Q(parent_id__isnull=False), name="jobs_by_parent"),
+            models.Index(fields=["group_id"], condition=Q(group_id__isnull=False), name="jobs_by_group"),
+            models.Index(fields=["replay_of_id"], condition=Q(replay_of_id__isnull=False), name="jobs_by_original"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.task.rsplit('.', 1)[-1]} {str(self.id)[-12:]}"
+
+    @property
+    def waiting(self) -> bool:
+        """Whether it rests in the database."""
+        return self.state in WAITING
+
+    @property
+    def finished(self) -> bool:
+        """Whether its state is final."""
+        return self.state in FINAL
+
+
+class Attempt(models.Model):
+    """One run of a job that did not complete it; the completing one is read off the job."""
+
+    job = models.ForeignKey(Job, on_delete=models.CASCADE, related_name="attempts")
+    number = models.PositiveIntegerField()
+    worker = models.CharField(max_length=255, blank=True, default="")
+    pid = models.PositiveIntegerField(null=True, blank=True)
+    started_at = models.DateTimeField(null=True)
+    finished_at = models.DateTimeField()
+    outcome = models.CharField(max_length=20)
+    error_type = models.CharField(max_length=255, blank=True, default="")
+    error_message = models.TextField(blank=True, default="")
+    traceback = models.TextField(blank=True, default="")
+    decision = models.CharField(max_length=10, choices=State.choices)
+    reason = models.CharField(max_length=255, blank=True, default="", help_text="why this was decided")
+    delay = models.FloatField(default=0.0, help_text="seconds until the next attempt")
+
+    class Meta:
+        ordering: ClassVar = ["number"]
+        default_permissions = ("view",)
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["job", "number"], name="one_record_per_attempt"),
+        ]
+
+    def __str__(self) -> str:
+        return f"attempt {self.number}"
+
+
+class Key(models.Model):
+    """A key that holds longer than its job: for a period, or for ever (no ``expires_at``)."""
+
+    task = models.CharField(max_length=255)
+    key = models.CharField(max_length=255)
+    job_id = models.UUIDField()
+    expires_at = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        default_permissions = ("view",)
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["task", "key"], name="one_job_per_held_key"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.task} {self.key}"
+
+
+class FanIn(models.Model):
+    """A chord's header: how many members are left, and which did not complete."""
+
+    id = models.UUIDField(primary_key=True)
+    size = models.PositiveIntegerField()
+    remaining = models.PositiveIntegerField()
+    failed = models.JSONField(default=list, help_text="ids of members that did not complete")
+    created_at = models.DateTimeField()
+
+    class Meta:
+        default_permissions = ()
+        constraints: ClassVar = [
+            models.CheckConstraint(condition=Q(remaining__lte=F("size")), name="no_more_remain_than_began"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.size - self.remaining} of {self.size}"
+
+
+class Worker(models.Model):
+    """A worker process as it last reported itself."""
+
+    name = models.CharField(max_length=255, primary_key=True)
+    pid = models.PositiveIntegerField()
+    started_at = models.DateTimeField()
+    seen_at = models.DateTimeField()
+    queues = models.JSONField(default=list)
+    holds = models.JSONField(default=list, help_text="ids of the jobs that it has received and not finished")
+    concurrency = models.PositiveIntegerField(default=0)
+    pool = models.CharField(max_length=50, blank=True, default="")
+
+    class Meta:
+        default_permissions = ("view",)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Leader(models.Model):
+    """Who leads, until when: one row per office."""
+
+    office = models.CharField(max_length=50, primary_key=True)
+    holder = models.CharField(max_length=255)
+    until = models.DateTimeField()
+    ticked_at = models.DateTimeField(null=True)
+
+    class Meta:
+        default_permissions = ()
+
+    def __str__(self) -> str:
+        return f"{self.office}: {self.holder}"
+
+
+class Pause(models.Model):
+    """A queue or a task that is not to start jobs for now."""
+
+    class Kind(models.TextChoices):
+        """What is paused."""
+
+        QUEUE = "queue", _("queue")
+        TASK = "task", _("task")
+
+    kind = models.CharField(max_length=10, choices=Kind.choices)
+    name = models.CharField(max_length=255)
+    reason = models.CharField(max_length=255, blank=True, default="")
+    by = models.CharField(max_length=150, blank=True, default="")
+    created_at = models.DateTimeField()
+
+    class Meta:
+        default_permissions = ("view",)
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["kind", "name"], name="paused_once"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name}"
+
+
+class Act(models.Model):
+    """One thing an operator did: the audit trail."""
+
+    at = models.DateTimeField()
+    by = models.CharField(max_length=150)
+    user = models.ForeignKey(
+        settings.AUTH_USER_MODEL, null=True, blank=True, on_delete=models.SET_NULL, related_name="+"
+    )
+    verb = models.CharField(max_length=30)
+    target = models.CharField(max_length=255)
+    job_id = models.UUIDField(null=True, blank=True, db_index=True)
+    reason = models.TextField(blank=True, default="")
+    details = models.JSONField(default=dict, blank=True)
+
+    class Meta:
+        ordering: ClassVar = ["-at", "-id"]
+        verbose_name = _("operator's act")
+        default_permissions = ("view",)
+
+    def __str__(self) -> str:
+        return f"{self.by}: {self.verb} {self.target}"
+
+

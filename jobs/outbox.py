@@ -1,0 +1,169 @@
+"""The way out: a job's row in the caller's transaction, its message after the commit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+from django.db import transaction
+
+from jobs import keys, lifecycle, payload
+from jobs.conf import current as settings
+from jobs.errors import BrokerUnavailable, OptionError
+from jobs.idempotency import WHILE_UNFINISHED, KeyScope
+from jobs.lifecycle import NOW, Clock
+from jobs.models import Job
+from jobs.publisher import in_use as publisher
+from jobs.signals import lifecycle as announced
+from jobs.states import State
+
+UNREACHABLE = "the broker could not be reached"
+
+_held_for: ContextVar[UUID | None] = ContextVar("mainstay_held_for", default=None)
+
+
+def holding() -> bool:
+    """Whether what is enqueued now is to be held for a fan-in."""
+    return _held_for.get() is not None
+
+
+@contextmanager
+def held(fanin_id: UUID) -> Iterator[None]:
+    """What is enqueued inside waits for the members of this fan-in."""
+    token = _held_for.set(fanin_id)
+    try:
+        yield
+    finally:
+        _held_for.reset(token)
+
+
+def record(job: Job, scope: KeyScope, *, sent: bool = False) -> UUID:
+    """Insert a draft and send it after the commit; return its id, or that of the job which has its key.
+
+    With ``sent`` its message is on its way already.
+    """
+    if not sent:
+        _place(job)
+    owner = _insert(job, scope)
+    if owner == job.pk:
+        if job.state == State.RESERVED and not sent:
+            send_on_commit([job])
+        announced.send_robust(sender=Job, event="enqueued", job_id=job.pk, task=job.task, job=job)
+    return owner
+
+
+def _place(job: Job) -> None:
+    """Decide where a draft starts: reserved, or pending with a reason."""
+    fanin_id = _held_for.get()
+    if fanin_id is not None:
+        job.state, job.due_at, job.waits_for_id = State.PENDING, None, fanin_id
+        job.reason = "waits for the members of its chord"
+    elif job.state == State.RESERVED and publisher().paused:
+        job.state, job.reason = State.PENDING, UNREACHABLE
+    if job.state == State.RESERVED:
+        # Mark first, send second: a crash between leaves a reserved row, which the reconciler sends again.
+        job.sent_at, job.sends = NOW, 1  # type: ignore[assignment]
+
+
+def _insert(job: Job, scope: KeyScope) -> UUID:
+    if job.key is None or scope is WHILE_UNFINISHED:
+        return _insert_or_find(job)
+    with transaction.atomic(using=lifecycle.alias()):
+        owner = keys.take(job.task, job.key, job.pk, scope)
+        return _insert_or_find(job) if owner == job.pk else owner
+
+
+def _insert_or_find(job: Job) -> UUID:
+    for _ in range(10):
+        if lifecycle.insert(job):
+            return job.pk
+        owner = _owner(job)
+        if owner is not None:
+            return owner
+    raise OptionError(f"The key {job.key!r} of {job.task} changed hands ten times while this call was made. Try again.")
+
+
+def _owner(job: Job) -> UUID | None:
+    rows = Job.objects.using(lifecycle.alias())
+    if rows.filter(pk=job.pk).exists():
+        return job.pk
+    return rows.filter(task=job.task, key=job.key, finished_at__isnull=True).values_list("pk", flat=True).first()
+
+
+def send_on_commit(jobs: Sequence[Job]) -> None:
+    """Send when the transaction commits, at once outside of one; never when it rolls back."""
+    transaction.on_commit(lambda: send(jobs) and None, using=lifecycle.alias(), robust=True)
+
+
+def send(jobs: Sequence[Job]) -> int:
+    """Hand reserved jobs to the broker; return how many went. The others are pending again.
+
+    A failure may be ambiguous; a spare message is harmless, because the claim refuses it.
+    """
+    for sent, job in enumerate(jobs):
+        try:
+            publisher().publish(job)
+        except BrokerUnavailable as error:
+            take_back(jobs[sent:], f"{UNREACHABLE}: {error}")
+            return sent
+    return len(jobs)
+
+
+def take_back(jobs: Sequence[Job], reason: str) -> None:
+    """Make reserved jobs pending again, for the conductor to send."""
+    marks = ", ".join(["%s"] * len(jobs))
+    ids = [Job._meta.pk.get_db_prep_value(job.pk, lifecycle.database()) for job in jobs]
+    lifecycle.move_all(
+        [State.RESERVED], State.PENDING, f"id IN ({marks})", ids, reason, due_at=Clock(timedelta(seconds=1)), sends=0
+    )
+
+
+def release(limit: int | None = None) -> int:
+    """Hand up to ``limit`` due jobs to the broker, most urgent first; return how many went."""
+    if publisher().paused:
+        return 0
+    return send(lifecycle.reserve_due(limit or int(settings().RELEASE_BATCH)))
+
+
+def canvas(options: dict[str, Any], name: str) -> str:
+    """What follows the job, as JSON; empty when nothing does."""
+    follows = {
+        "links": _listed(options.get("link")), "errors": _listed(options.get("link_error")),
+        "chain": list(options.get("chain") or ()),
+    }  # fmt: skip
+    if not any(follows.values()):
+        return ""
+    return payload.limit(payload.to_json(follows), int(settings().CANVAS_LIMIT), f"the canvas of {name}")
+
+
+def _listed(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def queue_of(declared: str, name: str, task: Any, options: dict[str, Any]) -> str:
+    """The queue of a job: as the call or the task says, else as Celery routes it.
+
+    Raises ``OptionError`` for a queue that the project does not declare.
+    """
+    app = publisher().app
+    known = set(settings().QUEUES) or (set(app.amqp.queues) if app.conf.task_queues else set())
+    queue = declared or _routed(app, name, task, options)
+    if known and queue not in known:
+        raise OptionError(f"{name} names an unknown queue {queue!r}. The project has: {', '.join(sorted(known))}.")
+    return queue
+
+
+def _routed(app: Any, name: str, task: Any, options: dict[str, Any]) -> str:
+    given = {k: v for k, v in options.items() if k in ("exchange", "routing_key")}
+    try:
+        route = app.amqp.router.route(given, options.get("route_name") or name, (), {}, task)
+    except Exception as error:
+        raise OptionError(f"{name} cannot be routed: {error}.") from error
+    queue = route.get("queue")
+    return str(getattr(queue, "name", queue) or app.conf.task_default_queue)

@@ -1,0 +1,200 @@
+"""A payload: the arguments of a task as JSON. Checking, encoding and upgrading it. Pure."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, get_type_hints
+
+from kombu.utils import json as kombu_json
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
+
+from jobs.errors import PayloadError
+
+# Stands for a value that only exists once another job has completed.
+LATER = "__mainstay_later__"
+
+
+@dataclass(frozen=True, slots=True)
+class Payload:
+    """Positional and keyword arguments, as Python values that JSON can carry."""
+
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+    def waits(self) -> bool:
+        """Whether a value is still to come from another job."""
+        return any(_is_later(value) for value in self.args)
+
+    def fulfilled(self, value: Any) -> Payload:
+        """The same payload with the value that was waited for."""
+        return Payload(tuple(value if _is_later(arg) else arg for arg in self.args), self.kwargs)
+
+
+def later() -> dict[str, bool]:
+    """A mark for the first argument, replaced when the awaited result is known."""
+    return {LATER: True}
+
+
+def _is_later(value: Any) -> bool:
+    return isinstance(value, Mapping) and set(value) == {LATER}
+
+
+def encode(payload: Payload) -> str:
+    """The payload as JSON text (kombu's types: datetime, UUID, Decimal, bytes).
+
+    >>> encode(Payload((1,), {"a": 2}))
+    '{"args":[1],"kwargs":{"a":2}}'
+    """
+    return to_json({"args": list(payload.args), "kwargs": payload.kwargs})
+
+
+def decode(text: str) -> Payload:
+    """The reverse of ``encode``.
+
+    Raises ``PayloadError`` when the text is not an encoded payload.
+    """
+    try:
+        content = from_json(text)
+        return Payload(tuple(content["args"]), dict(content["kwargs"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise PayloadError(
+            'A payload is a JSON object {"args": [...], "kwargs": {...}}; this text is not: ' + str(error)
+        ) from None
+
+
+def to_json(value: Any) -> str:
+    """JSON text of a value, strict: no NaN, no infinity.
+
+    Raises ``PayloadError`` naming the value that JSON cannot carry.
+    """
+    try:
+        return str(kombu_json.dumps(value, allow_nan=False, separators=(",", ":")))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise PayloadError(f"This is not JSON: {error}. Pass plain values, or the id of a record.") from None
+
+
+def from_json(text: str) -> Any:
+    """The value of a JSON text with kombu's types."""
+    return kombu_json.loads(text)
+
+
+def limit(text: str, size: int, task: str) -> str:
+    """Return ``text`` unless it is larger than ``size`` bytes.
+
+    Raises ``PayloadError`` that says to pass a reference.
+    """
+    length = len(text.encode())
+    if length > size:
+        raise PayloadError(
+            f"The payload of {task} has {length:,} bytes; the limit is {size:,}. "
+            "Store the content and pass a reference to it (an id, a path)."
+        )
+    return text
+
+
+def fitting(run: Callable[..., Any], payload: Payload, task: str) -> Callable[..., Any]:
+    """Return the body, once it is known that it can be called with this payload.
+
+    Raises ``PayloadError`` that shows the signature.
+    """
+    try:
+        signature_of(run).bind(*payload.args, **payload.kwargs)
+    except TypeError as error:
+        raise PayloadError(f"{task}{signature_of(run)} cannot be called like this: {error}.") from None
+    return run
+
+
+def coerce(run: Callable[..., Any], payload: Payload, task: str) -> Payload:
+    """Check a payload against the types of a body's parameters and return it coerced.
+
+    Raises ``PayloadError`` with a line for each value that does not fit.
+    """
+    bound = signature_of(fitting(run, payload, task)).bind(*payload.args, **payload.kwargs)
+    try:
+        checked = _validated(run, bound)
+    except ValidationError as error:
+        lines = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise PayloadError(f"The payload does not fit {task}{signature_of(run)}: {lines}.") from None
+    bound.arguments.update({name: _plain(value) for name, value in checked.items()})
+    return Payload(bound.args, dict(bound.kwargs))
+
+
+def restore(run: Callable[..., Any], payload: Payload, task: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments as the body's annotations want them (models, enums) from a stored payload.
+
+    Raises ``PayloadError`` when a stored payload no longer fits the code.
+    """
+    bound = signature_of(fitting(run, payload, task)).bind(*payload.args, **payload.kwargs)
+    try:
+        bound.arguments.update(_validated(run, bound))
+    except ValidationError as error:
+        raise PayloadError(f"The stored payload does not fit {task}{signature_of(run)}: {error}") from None
+    return bound.args, bound.kwargs
+
+
+def arguments(run: Callable[..., Any], payload: Payload) -> dict[str, Any]:
+    """The payload by parameter name, defaults included."""
+    bound = signature_of(run).bind(*payload.args, **payload.kwargs)
+    bound.apply_defaults()
+    return dict(bound.arguments)
+
+
+@lru_cache(maxsize=4096)
+def signature_of(run: Callable[..., Any]) -> inspect.Signature:
+    """The parameters of a body, without ``self``."""
+    return inspect.signature(run)
+
+
+def _validated(run: Callable[..., Any], bound: inspect.BoundArguments) -> dict[str, Any]:
+    """The annotated arguments that were given, as pydantic makes them."""
+    adapter, names = _adapter(run)
+    return dict(adapter.validate_python({n: v for n, v in bound.arguments.items() if n in names}))
+
+
+@lru_cache(maxsize=4096)
+def _adapter(run: Callable[..., Any]) -> tuple[TypeAdapter[Any], frozenset[str]]:
+    """A validator for the annotated parameters of a body, and their names."""
+    hints = get_type_hints(inspect.unwrap(getattr(run, "__func__", run)), include_extras=True)
+    single = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    fields = {n: hints[n] for n, p in signature_of(run).parameters.items() if n in hints and p.kind in single}
+    shape = TypedDict("Payload", fields, total=False)  # type: ignore[operator]
+    shape.__pydantic_config__ = ConfigDict(arbitrary_types_allowed=True)
+    return TypeAdapter(shape), frozenset(fields)
+
+
+def _plain(value: Any) -> Any:
+    """A coerced value in JSON's own types, except those that kombu's JSON keeps."""
+    try:
+        kombu_json.dumps(value)
+    except (TypeError, ValueError):
+        return TypeAdapter(type(value)).dump_python(value, mode="json")
+    return value
+
+
+def upgrade(
+    payload: Payload, version: int, current: int, upcasters: Mapping[int, Callable[[Payload], Payload]], task: str
+) -> Payload:
+    """Bring a payload that old code queued to the version that the task has now.
+
+    ``upcasters[n]`` turns a payload of version n into one of version n + 1.
+    Raises ``PayloadError`` when a step is missing or the payload is from the future.
+    """
+    if version > current:
+        raise PayloadError(
+            f"The payload of {task} has version {version}; this worker knows {current}. A newer worker must run it."
+        )
+    for step in range(version, current):
+        if step not in upcasters:
+            raise PayloadError(f"{task} has no upcaster from version {step} to {step + 1}.")
+        payload = upcasters[step](payload)
+    return payload
+
+
+def shorten(value: Sequence[Any] | Mapping[str, Any] | Any, length: int = 200) -> str:
+    """A one-line picture of a value for people."""
+    text = value if isinstance(value, str) else repr(value)
+    return text if len(text) <= length else text[: length - 1] + "…"

@@ -1,0 +1,31 @@
+"""Repeating a failed job as a new one: the same front door, the same place in its canvas, no key."""
+
+from __future__ import annotations
+
+from jobs import drafts, lifecycle, outbox, payload
+from jobs.errors import Refused
+from jobs.models import Job
+from jobs.payload import Payload
+from jobs.states import State
+
+
+def repeat(original: Job, content: Payload | None = None) -> Job:
+    """Insert a new job that repeats ``original``, with ``content`` in place of its payload if given; return it.
+
+    Raises ``Refused`` when the job has not failed or waits for others, ``PayloadError`` when the payload does not fit.
+    """
+    if original.state != State.FAILED:
+        raise Refused(f"Job {original.pk} is {original.state}; only a failed job can be replayed.")
+    says = drafts.declaration(original.task, outbox.publisher().app.tasks.get(original.task))
+    old = payload.decode(original.payload)
+    wanted = old if content is None else content
+    if wanted.waits():
+        raise Refused("This job waits for the members of its chord. Replay the member that failed: this one follows.")
+    job = drafts.copy(original, max_attempts=says.allowed, waits_for_id=None if content else original.waits_for_id)
+    if content is not None:
+        drafts.fill(job, says, content)
+        job.key, job.version = None, says.version
+    outbox.record(job, says.key_scope)
+    kept = lifecycle.seen(job.pk)
+    assert kept is not None
+    return kept

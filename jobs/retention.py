@@ -1,0 +1,73 @@
+"""Letting finished jobs go, in small slices, by age. Never one with an open dead letter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from datetime import timedelta
+
+from django.db import models, transaction
+
+from jobs import lifecycle
+from jobs.errors import Refused
+from jobs.models import FanIn, Job
+from jobs.states import FINAL, State
+
+SLICE = 500
+
+
+def prune(
+    older_than: timedelta, states: Iterable[State] = (State.COMPLETED, State.CANCELLED),
+    *, limit: int | None = None, progress: Callable[[int], None] | None = None,
+) -> int:  # fmt: skip
+    """Delete jobs that finished longer ago than ``older_than``, with their attempts; return how many.
+
+    Jobs with a dead letter are kept until it is closed, members of a chord until the chord has ended.
+    Raises ``Refused`` without an age, or for states that are not final.
+    """
+    wanted = _checked(older_than, states)
+    before = lifecycle.database_now() - older_than
+    pruned = 0
+    while limit is None or pruned < limit:
+        size = SLICE if limit is None else min(SLICE, limit - pruned)
+        ids = list(_prunable(wanted, before).values_list("pk", flat=True)[:size])
+        if not ids:
+            break
+        with transaction.atomic(using=lifecycle.alias()):
+            _let_go(ids)
+        pruned += len(ids)
+        if progress is not None:
+            progress(pruned)
+    return pruned
+
+
+def _checked(older_than: timedelta, states: Iterable[State]) -> list[State]:
+    if not isinstance(older_than, timedelta) or older_than <= timedelta(0):
+        raise Refused("Prune needs an age: how long ago must a job have finished? For example older_than=timedelta(days=30).")
+    wanted = [State(state) for state in states]
+    waiting = [state.value for state in wanted if state not in FINAL]
+    if waiting or not wanted:
+        raise Refused(f"Only finished jobs can be pruned (completed, cancelled, failed), not {', '.join(waiting) or 'none'}.")
+    return wanted
+
+
+def _prunable(states: list[State], before: object) -> models.QuerySet[Job]:
+    jobs = Job.objects.using(lifecycle.alias()).filter(state__in=states, finished_at__lt=before)
+    open_chords = FanIn.objects.using(lifecycle.alias()).filter(remaining__gt=0).values("pk")
+    jobs = jobs.exclude(fanin_id__isnull=False, fanin_id__in=open_chords)
+    return jobs.exclude(pk__in=_kept()).order_by("finished_at")
+
+
+def _kept() -> models.QuerySet[models.Model]:
+    """Jobs that another app protects: those with an open dead letter."""
+    protected = [r for r in Job._meta.related_objects if r.on_delete is models.PROTECT]
+    letters = protected[0].related_model if protected else None
+    if letters is None:
+        return Job.objects.none().values("pk")
+    return letters._default_manager.using(lifecycle.alias()).filter(status="open").values("job_id")
+
+
+def _let_go(ids: list[object]) -> None:
+    for relation in Job._meta.related_objects:
+        rows = relation.related_model._default_manager.using(lifecycle.alias())
+        rows.filter(**{f"{relation.field.name}__in": ids}).delete()
+    Job.objects.using(lifecycle.alias()).filter(pk__in=ids).delete()

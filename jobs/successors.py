@@ -1,0 +1,285 @@
+"""What follows a job that settled: links, the rest of its chain, its chord, its followers.
+
+All of it happens in the transaction that records the outcome, so that a crash loses neither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+from uuid import UUID
+
+from celery.canvas import Signature, maybe_signature
+from django.db import transaction
+
+from jobs import drafts, keys, lifecycle, outbox, payload
+from jobs.errors import DependencyFailed, JobsError, MoveRefused
+from jobs.idempotency import WHILE_UNFINISHED
+from jobs.lifecycle import NOW
+from jobs.models import FanIn, Job
+from jobs.signals import job_failed, job_replayed
+from jobs.states import FINAL, State
+
+_dispatching: ContextVar[bool] = ContextVar("mainstay_dispatching", default=False)
+
+
+def dispatching() -> bool:
+    """Whether what is enqueued now follows a job that settled, so that nobody can be told of an error."""
+    return _dispatching.get()
+
+
+def has_any(job: Job) -> bool:
+    """Whether anything hangs on how the job ends."""
+    return bool(job.canvas or job.fanin_id or job.followed)
+
+
+def settle(job: Job) -> None:
+    """Let everything go on, or fail, that waited for a job which is final now."""
+    follows = payload.from_json(job.canvas) if job.canvas else {}
+    if job.state == State.COMPLETED:
+        _dispatch(job, follows)
+    else:
+        _call_errbacks(job, follows.get("errors", ()))
+        for signature in _ends(follows.get("chain", ())[:1]):
+            _strand(job, signature)
+    if job.fanin_id:
+        _count(job.fanin_id, job.origin_id or job.pk, job.state == State.COMPLETED)
+    if job.followed:
+        for follower in _followers(job.pk):
+            settle_follower(follower, job)
+
+
+def follow(job: Job, owner: UUID) -> None:
+    """Tie a pending job to ``owner``; where that is final already, settle it at once."""
+    reason = f"follows {owner}"
+    rows = Job.objects.using(lifecycle.alias())
+    with transaction.atomic(using=lifecycle.alias()):
+        job = lifecycle.move(job, State.PENDING, reason, follows_id=owner, due_at=None, waits_for_id=None)
+        if rows.filter(pk=owner, finished_at__isnull=True).update(followed=True):
+            return
+        finished = rows.filter(pk=owner).first()
+        if finished is not None:
+            settle_follower(job, finished)
+
+
+def replace(job: Job, signature: Signature) -> None:
+    """Start ``signature`` in place of a running job, which then settles as its last job does."""
+    lineage = {"parent_id": str(job.pk), "root_id": str(job.root_id or job.pk)}
+    owner = UUID(str(signature.freeze().id))
+    with transaction.atomic(using=lifecycle.alias()):
+        lifecycle.move(job, State.PENDING, f"replaced by {owner}", follows_id=owner, due_at=None)
+        with _as_successor():
+            signature.apply_async(**lineage)
+        rows = Job.objects.using(lifecycle.alias())
+        rows.filter(pk=owner, finished_at__isnull=True).update(followed=True)
+
+
+def settle_follower(follower: Job, job: Job) -> None:
+    """Give a follower the outcome of the job that it follows."""
+    outcome = Job.objects.using(lifecycle.alias()).get(pk=job.pk)
+    changes = {"result": outcome.result, "started_at": outcome.started_at}
+    if outcome.state == State.FAILED:
+        changes |= {k: getattr(outcome, k) for k in ("error_type", "error_message", "traceback")}
+    finish(follower, State(outcome.state), f"as {outcome.pk}, which it followed", **changes)
+
+
+def finish(job: Job, target: State, reason: str, **changes: Any) -> Job:
+    """Move a job to a final state, keep its dead letter if it failed, and settle what hangs on it."""
+    with transaction.atomic(using=lifecycle.alias()):
+        job = lifecycle.move(job, target, reason, **changes)
+        if target is State.FAILED:
+            job_failed.send(sender=Job, job=Job.objects.using(lifecycle.alias()).get(pk=job.pk))
+        if has_any(job):
+            settle(job)
+    return job
+
+
+def open_fanin(fanin_id: UUID, size: int, body: Signature) -> None:
+    """Begin a chord: its body is recorded from the start, held until the last member of the header settles."""
+    with transaction.atomic(using=lifecycle.alias()):
+        FanIn.objects.using(lifecycle.alias()).create(
+            id=fanin_id, size=size, remaining=size, created_at=lifecycle.database_now()
+        )
+        with outbox.held(fanin_id):
+            body.apply_async(args=(payload.later(),))
+
+
+def resize_fanin(fanin_id: UUID, size: int) -> None:
+    """Correct the number of members, before any of them was sent."""
+    FanIn.objects.using(lifecycle.alias()).filter(pk=fanin_id, failed=[]).update(size=size, remaining=size)
+
+
+def _dispatch(job: Job, follows: dict[str, Any]) -> None:
+    """Insert links and the next of the chain, as Celery would have published them."""
+    lineage = {"parent_id": str(job.pk), "root_id": str(job.root_id or job.pk)}
+    result = _result(job)
+    with _as_successor():
+        for link in follows.get("links", ()):
+            _signature(link).apply_async((result,), **lineage)
+        chain = follows.get("chain") or []
+        if chain:
+            _signature(chain[-1]).apply_async((result,), chain=chain[:-1] or None, **lineage)
+
+
+@contextmanager
+def _as_successor() -> Iterator[None]:
+    token = _dispatching.set(True)
+    try:
+        yield
+    finally:
+        _dispatching.reset(token)
+
+
+def _call_errbacks(job: Job, errbacks: Any) -> None:
+    """Enqueue what was linked to the failure; it is given the id of the failed job, as in Celery."""
+    with _as_successor():
+        for errback in errbacks:
+            _signature(errback).apply_async(
+                (str(job.pk),), parent_id=str(job.pk), root_id=str(job.root_id or job.pk)
+            )
+
+
+def _strand(job: Job, signature: Signature) -> None:
+    """What a chain would have ended with can no longer come: tell those who wait for it."""
+    options = signature.options
+    end = options.get("task_id")
+    if end is None:
+        return
+    if options.get("chord") and options.get("group_id"):
+        _count(UUID(str(options["group_id"])), UUID(str(end)), completed=False)
+    for follower in _followers(UUID(str(end))):
+        settle_follower(follower, job)
+
+
+def _ends(signatures: Any) -> Iterator[Signature]:
+    """The signatures with which a canvas ends: those that others wait for."""
+    for signature in map(_signature, signatures):
+        members = getattr(signature, "tasks", None)
+        if signature.get("subtask_type") == "chord":
+            yield from _ends([signature.body])
+        elif signature.get("subtask_type") == "group":
+            yield from _ends(members)
+        elif signature.get("subtask_type") == "chain":
+            yield from _ends(list(members or ())[-1:])
+        else:
+            yield signature
+
+
+def _count(fanin_id: UUID, member: UUID, completed: bool) -> None:
+    """Count a member of a chord's header once, whatever is rescued or replayed; the last one releases the body."""
+    fanin = FanIn.objects.using(lifecycle.alias()).select_for_update().filter(pk=fanin_id).first()
+    if fanin is None:
+        return
+    failed, late = set(fanin.failed), str(member) in fanin.failed
+    if late and not completed:
+        return
+    failed ^= {str(member)} if late or not completed else set()
+    fanin.remaining -= 0 if late else 1
+    fanin.failed = sorted(failed)
+    fanin.save(using=lifecycle.alias(), update_fields=["remaining", "failed"])
+    if fanin.remaining == 0:
+        _conclude_fanin(fanin)
+
+
+def _conclude_fanin(fanin: FanIn) -> None:
+    waiting = list(Job.objects.using(lifecycle.alias()).filter(waits_for_id=fanin.pk))
+    if fanin.failed:
+        for body in waiting:
+            if body.state not in FINAL:
+                _fail_body(body, fanin)
+        return
+    results = _results(fanin)
+    for body in waiting:
+        if body.state == State.FAILED:
+            body = _again(body)
+        if body.state not in FINAL:
+            _release_body(body, results)
+
+
+def _results(fanin: FanIn) -> list[Any]:
+    rows = Job.objects.using(lifecycle.alias()).filter(fanin_id=fanin.pk, state=State.COMPLETED)
+    found = rows.order_by("group_index", "created_at").values_list("result", flat=True)
+    return [payload.from_json(result) if result is not None else None for result in found]
+
+
+def _release_body(body: Job, results: list[Any]) -> None:
+    try:
+        fulfil(body, results)
+    except MoveRefused:
+        return
+    except JobsError as error:
+        finish(
+            body, State.FAILED, "its payload does not fit", error_message=str(error),
+            error_type=f"{type(error).__module__}.{type(error).__qualname__}",
+        )  # fmt: skip
+
+
+def _fail_body(body: Job, fanin: FanIn) -> None:
+    first = fanin.failed[0]
+    finish(
+        body, State.FAILED, "a member of its chord did not complete",
+        error_type=f"{DependencyFailed.__module__}.{DependencyFailed.__qualname__}",
+        error_message=f"{len(fanin.failed)} of {fanin.size} members did not complete; the first is {first}. "
+        "Replay it: this job is replayed with it.",
+    )  # fmt: skip
+
+
+def _again(body: Job) -> Job:
+    """A failed chord body whose members have all been replayed: repeat it, once."""
+    copies = Job.objects.using(lifecycle.alias()).filter(replay_of_id=body.pk)
+    existing = copies.first()
+    if existing is not None:
+        return existing
+    copy = drafts.copy(body, state=State.PENDING, due_at=None, reason="its chord is complete after a replay")
+    lifecycle.insert(copy)
+    job_replayed.send(sender=Job, original=body.pk, job=copy.pk, by="mainstay", reason="its chord was completed by a replay")
+    kept = lifecycle.seen(copy.pk)
+    assert kept is not None
+    return kept
+
+
+def fulfil(job: Job, value: Any) -> None:
+    """Give a held job the value that it waited for, and let it go.
+
+    Raises a ``JobsError`` when the payload does not fit its task.
+    """
+    says = drafts.declaration(job.task, outbox.publisher().app.tasks.get(job.task))
+    drafts.fill(job, says, payload.decode(job.payload).fulfilled(value), job.key)
+    owner = _owner(job, says)
+    if owner is not None:
+        follow(job, owner)
+        return
+    changes = {"payload": job.payload, "key": job.key, "due_at": NOW, "sent_at": NOW, "sends": 1}
+    reserved = lifecycle.move(job, State.RESERVED, **changes)
+    outbox.send_on_commit([reserved])
+
+
+def _owner(job: Job, says: drafts.Declaration) -> UUID | None:
+    """The job that has the key of a held job, if another one has."""
+    if job.key is None:
+        return None
+    if says.key_scope is not WHILE_UNFINISHED:
+        owner = keys.take(job.task, job.key, job.pk, says.key_scope)
+        return None if owner == job.pk else owner
+    rows = Job.objects.using(lifecycle.alias()).filter(task=job.task, key=job.key, finished_at__isnull=True)
+    return rows.exclude(pk=job.pk).values_list("pk", flat=True).first()
+
+
+def awaited(job_id: UUID) -> bool:
+    """Whether a job waits for an id that had no row yet."""
+    return Job.objects.using(lifecycle.alias()).filter(follows_id=job_id, finished_at__isnull=True).exists()
+
+
+def _followers(owner: UUID) -> list[Job]:
+    return list(Job.objects.using(lifecycle.alias()).filter(follows_id=owner, finished_at__isnull=True))
+
+
+def _result(job: Job) -> Any:
+    text = Job.objects.using(lifecycle.alias()).values_list("result", flat=True).get(pk=job.pk)
+    return None if text is None else payload.from_json(text)
+
+
+def _signature(content: Any) -> Signature:
+    return maybe_signature(content, app=outbox.publisher().app)

@@ -1,0 +1,368 @@
+"""What you subclass or decorate with: tasks whose calls become jobs."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from typing import Any, ClassVar, Generic, ParamSpec, Protocol, TypeVar, cast, overload
+from uuid import UUID
+
+from celery import _state, current_app
+from celery.canvas import Signature
+from celery.contrib.django.task import DjangoTask
+from celery.exceptions import ImproperlyConfigured, Retry
+from django.utils import timezone
+
+from jobs import adoption, attempt, heartbeat, payload
+from jobs.errors import DeclarationError
+from jobs.idempotency import FOREVER, NO_KEY, WHILE_UNFINISHED, Key, KeyScope, check_key, check_scope
+from jobs.payload import Payload
+from jobs.retry import RetryPolicy
+from jobs.states import priority_from
+
+P = ParamSpec("P")
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
+F = TypeVar("F", bound=Callable[..., Any])
+
+__all__ = [
+    "FOREVER",
+    "NO_KEY",
+    "WHILE_UNFINISHED",
+    "IdempotentTask",
+    "RetryPolicy",
+    "Task",
+    "Tracked",
+    "TransactionalTask",
+    "task",
+]
+
+
+def _take_over(cls: type, name: str, ours: str) -> None:
+    """Take an attribute before Celery binds the task: there it would mean the broker's own (and is deprecated)."""
+    if name in vars(cls):
+        value = vars(cls)[name]
+        delattr(cls, name)
+        setattr(cls, ours, value)
+
+
+class Tracked(DjangoTask):  # type: ignore[misc]
+    """What every task of an app with Mainstay is: its calls are jobs, its runs are attempts."""
+
+    abstract = True
+    acks_late = True
+    typing = False  # the payload is checked where the job is recorded, with a better sentence
+    tracked: ClassVar[bool] = True
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        _take_over(cls, "queue", "job_queue")
+        _take_over(cls, "priority", "job_priority")
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run: as an attempt when a worker calls, plainly when you do."""
+        request = self.request
+        if request.called_directly or request.is_eager:
+            return super().__call__(*args, **kwargs)
+        job_id = adoption.job_of(self, request)
+        if job_id is None:
+            return self.run(*args, **kwargs)
+        return attempt.perform(self, job_id, request.hostname or "")
+
+    def retry(
+        self, args: Any = None, kwargs: Any = None, exc: Any = None, throw: bool = True, eta: Any = None,
+        countdown: Any = None, max_retries: int | None = None, **options: Any,
+    ) -> Any:  # fmt: skip
+        """Celery's ``retry()``: raise to say that the job is to run again; nothing is published.
+
+        ``countdown`` is in seconds, ``eta`` a time; ``max_retries`` counts attempts after the first.
+        """
+        request = self.request
+        if request.called_directly or request.is_eager:
+            return super().retry(
+                args=args, kwargs=kwargs, exc=exc, throw=throw, eta=eta, countdown=countdown, max_retries=max_retries, **options
+            )
+        signal = Retry(exc=exc, when=eta or countdown)
+        signal.mainstay = {
+            "delay": _wait(eta, countdown, self), "max_attempts": None if max_retries is None else max_retries + 1,
+            "payload": _changed(request, args, kwargs),
+        }  # fmt: skip
+        if throw:
+            raise signal
+        return signal
+
+    def replace(self, sig: Signature) -> Any:
+        """Hand over to another signature: this job settles as that one does."""
+        if self.request.called_directly or self.request.is_eager:
+            return super().replace(sig)
+        raise attempt.Replaced(self.prepared_for_replacement(sig))
+
+    def prepared_for_replacement(self, sig: Signature) -> Signature:
+        """A signature with one result of its own: a group is collected into a list, as Celery does."""
+        if sig.get("chord") or "chord" in sig.options:
+            raise ImproperlyConfigured("A signature that replaces a task must not be a member of a chord.")
+        if sig.get("subtask_type") == "group":
+            return sig | self.app.tasks["celery.accumulate"].s(index=0)
+        return sig
+
+    def update_state(self, task_id: str | None = None, state: str | None = None, meta: Any = None, **_: Any) -> None:
+        """Celery's custom states, kept as the progress of the job."""
+        watched = heartbeat.watched(UUID(task_id or self.request.id)) if task_id or self.request.id else None
+        if watched is not None:
+            watched.progress = {"celery_state": state, "meta": meta}
+
+    def progress(self, done: float, total: float | None = None, unit: str = "", message: str = "") -> None:
+        """Say how far the body is, in its own units; written about once a second.
+
+        Raises ``JobCancelled`` or ``LeaseLost`` when the body is to stop.
+        """
+        self.check_cancelled()
+        watched = self._watched()
+        if watched is not None:
+            watched.progress = {"done": done, "total": total, "unit": unit, "message": message}
+
+    def check_cancelled(self) -> None:
+        """Raise ``JobCancelled`` when somebody asked this job to stop (noticed within about a second)."""
+        watched = self._watched()
+        if watched is not None and watched.stop is not None:
+            raise watched.stop
+
+    @property
+    def idempotency_token(self) -> str:
+        """A text for the outside world that is the same in all attempts and replays of this job."""
+        watched = self._watched()
+        if watched is None:
+            return str(self.request.id or "")
+        return str(watched.job.origin_id or watched.job.pk)
+
+    def _watched(self) -> heartbeat.Watched | None:
+        job_id = self.request.id
+        return heartbeat.watched(UUID(job_id)) if job_id and not self.request.called_directly else None
+
+
+def _wait(eta: Any, countdown: Any, task: Any) -> timedelta | None:
+    if eta is not None:
+        return max(timedelta(0), eta - timezone.now())
+    if countdown is not None:
+        return timedelta(seconds=countdown)
+    own = vars(type(task)).get("default_retry_delay")
+    return None if own is None else timedelta(seconds=own)
+
+
+def _changed(request: Any, args: Any, kwargs: Any) -> str | None:
+    if args is None and kwargs is None:
+        return None
+    return payload.encode(
+        Payload(tuple(request.args if args is None else args), dict(request.kwargs if kwargs is None else kwargs))
+    )
+
+
+class HasBody(Protocol[P, R_co]):
+    """Anything with a ``run``: its parameters are those of ``delay``."""
+
+    @property
+    def run(self) -> Callable[P, R_co]:
+        """The body."""
+        ...
+
+
+class Result(Protocol[R_co]):
+    """What ``delay`` returns: Celery's ``AsyncResult`` of the job, with the type of the body's result."""
+
+    id: str
+
+    def get(self, timeout: float | None = None, propagate: bool = True, interval: float = 0.5) -> R_co:
+        """Wait for the result; raises what the job failed with."""
+        ...
+
+    def ready(self) -> bool:
+        """Whether the job has settled."""
+        ...
+
+    def successful(self) -> bool:
+        """Whether it completed."""
+        ...
+
+    @property
+    def state(self) -> str:
+        """Celery's name of the job's state."""
+        ...
+
+    def revoke(self) -> None:
+        """Cancel the job."""
+        ...
+
+
+class _Verb:
+    """A method of the registered task that can also be called on its class: ``ChargeOrder.delay(1)``."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, instance: Any, owner: Any) -> Any:
+        target = current_app.tasks[owner.name] if instance is None else instance
+        return getattr(super(Task, target), self.name)
+
+
+class _Delay(_Verb):
+    """``delay`` with the parameters of the body, for a type checker."""
+
+    @overload
+    def __get__(self, instance: None, owner: Callable[[], HasBody[P, R]]) -> Callable[P, Result[R]]: ...
+    @overload
+    def __get__(self, instance: HasBody[P, R], owner: Any) -> Callable[P, Result[R]]: ...
+    def __get__(self, instance: Any, owner: Any) -> Any:
+        return super().__get__(instance, owner)
+
+
+class Task(Tracked):
+    """A task of ours, as a class: declare, write ``run``, call ``TheTask.delay(...)``.
+
+    Its payload is checked against the types of ``run``. It is registered by itself under its dotted path.
+    """
+
+    abstract = True
+    typed: ClassVar[bool] = True
+    queue: ClassVar[str | None]
+    priority: ClassVar[Any]
+    key: ClassVar[Any] = NO_KEY
+    key_scope: ClassVar[KeyScope] = WHILE_UNFINISHED
+    version: ClassVar[int] = 1
+    upcasters: ClassVar[Mapping[int, Callable[[Payload], Payload]]] = {}
+    retry_policy: ClassVar[RetryPolicy] = RetryPolicy()
+    idempotent: ClassVar[bool] = False
+    transactional: ClassVar[bool] = False
+
+    run: Callable[..., Any]
+
+    delay = _Delay()
+    apply_async = _Verb()
+    s = _Verb()
+    si = _Verb()
+    signature = _Verb()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "run" in vars(cls) and not vars(cls).get("abstract") and not vars(cls).get("adopted_class"):
+            cls.abstract = False
+            _check(cls)
+            if "_decorated" not in vars(cls):
+                _share(cls)
+
+
+class IdempotentTask(Task):
+    """A task that says what makes two calls the same job. Running it twice must be harmless, so it may be retried."""
+
+    abstract = True
+    idempotent = True
+    key: ClassVar[Any] = None
+
+
+class TransactionalTask(Task):
+    """A task whose body and "completed" commit together: its database effects happen exactly once."""
+
+    abstract = True
+    idempotent = True
+    transactional = True
+
+
+class FunctionTask(Task, Generic[P, R]):
+    """The type of what ``@task`` returns."""
+
+    abstract = True
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call the body."""
+        return cast(R, super().__call__(*args, **kwargs))
+
+
+@overload
+def task(fun: Callable[P, R], /) -> FunctionTask[P, R]: ...
+@overload
+def task(
+    *, base: type[Task] = ..., name: str | None = ..., bind: bool = ..., queue: str | None = ..., priority: Any = ...,
+    key: Key | None = ..., key_scope: KeyScope = ..., version: int = ...,
+    upcasters: Mapping[int, Callable[[Payload], Payload]] | None = ..., retry_policy: RetryPolicy | None = ...,
+    time_limit: float | None = ..., soft_time_limit: float | None = ..., idempotent: bool | None = ...,
+) -> Callable[[Callable[P, R]], FunctionTask[P, R]]: ...  # fmt: skip
+def task(fun: Any = None, /, *, base: type[Task] = Task, bind: bool = False, name: str | None = None, **declared: Any) -> Any:
+    """Make a task of a function: ``@task`` or ``@task(key="invoice:{invoice_id}", queue="payments")``.
+
+    ``base`` is ``Task``, ``IdempotentTask`` or ``TransactionalTask``; with ``bind`` the function gets the task first.
+    """
+    unknown = set(declared) - _DECLARABLE
+    if unknown:
+        raise DeclarationError(f"@task does not know {', '.join(sorted(unknown))}. It takes: {', '.join(sorted(_DECLARABLE))}.")
+    given = {k: v for k, v in declared.items() if v is not None}
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        check = {**_inherited(base), **given, "run": function if bind else staticmethod(function)}
+        _check_declared(name or f"{function.__module__}.{function.__name__}", check, _parameters(function, skip=bind))
+        from celery import shared_task
+
+        return shared_task(base=base, bind=bind, name=name, **given)(function)
+
+    return decorate if fun is None else decorate(fun)
+
+
+_DECLARABLE = {
+    "queue", "priority", "key", "key_scope", "version", "upcasters", "retry_policy", "time_limit", "soft_time_limit",
+    "idempotent",
+}  # fmt: skip
+
+
+def _inherited(base: type[Task]) -> dict[str, Any]:
+    return {name: getattr(base, name, None) for name in (*_DECLARABLE, "job_queue", "job_priority", "transactional")}
+
+
+def _check(cls: type[Task]) -> None:
+    body = vars(cls)["run"]
+    skip = not isinstance(body, staticmethod)
+    function = body.__func__ if isinstance(body, staticmethod) else body
+    declared = {name: getattr(cls, name, None) for name in (*_DECLARABLE, "job_queue", "job_priority", "transactional")}
+    if "_decorated" not in vars(cls):
+        cls.name = vars(cls).get("name") or f"{cls.__module__}.{cls.__qualname__}"
+    _check_declared(cls.name, declared, _parameters(function, skip=skip))
+
+
+def _check_declared(name: str, says: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter]) -> None:
+    """Refuse a declaration that can never work, with the remedy."""
+    check_key(name, says.get("key"), parameters)
+    check_scope(name, says.get("key_scope") or WHILE_UNFINISHED)
+    if not isinstance(says.get("retry_policy") or RetryPolicy(), RetryPolicy):
+        raise DeclarationError(f"The retry_policy of {name} must be a RetryPolicy, not {says['retry_policy']!r}.")
+    urgency = says.get("priority") if says.get("priority") is not None else says.get("job_priority")
+    if urgency is not None:
+        try:
+            priority_from(urgency)
+        except ValueError as error:
+            raise DeclarationError(f"{name}: {error}") from None
+    _check_limits(name, says.get("time_limit"), says.get("soft_time_limit"))
+
+
+def _check_limits(name: str, hard: Any, soft: Any) -> None:
+    for label, value in (("time_limit", hard), ("soft_time_limit", soft)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or value <= 0):
+            raise DeclarationError(f"The {label} of {name} must be a number of seconds above 0, not {value!r}.")
+    if hard is not None and soft is not None and soft > hard:
+        raise DeclarationError(f"The soft_time_limit of {name} ({soft} s) must not exceed its time_limit ({hard} s).")
+
+
+def _parameters(function: Callable[..., Any], *, skip: bool) -> dict[str, inspect.Parameter]:
+    parameters = dict(inspect.signature(function).parameters)
+    if skip and parameters:
+        del parameters[next(iter(parameters))]
+    return parameters
+
+
+def _share(cls: type[Task]) -> None:
+    """Register a class with every app, those that are finalized already included, as ``shared_task`` does."""
+
+    def register(app: Any) -> Any:
+        return app.tasks.get(cls.name) or app.register_task(cls())
+
+    _state.connect_on_app_finalize(register)
+    for app in _state._get_active_apps():
+        if app.finalized:
+            register(app)
