@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 from typing import Any
+from uuid import UUID
 
 from celery import chord
 from django.db import transaction
@@ -110,7 +111,7 @@ def ask_for_closing(a_round: Round) -> None:
     mistaken = tasks.close_books.apply_async(
         kwargs={"day": f"{a_round.name} next week"}, countdown=7 * 24 * 3600, tags=[a_round.name]
     )
-    control.cancel(mistaken.id, reason="asked for the wrong day", by=BY)
+    control.cancel(UUID(mistaken.id), reason="asked for the wrong day", by=BY)
     remember([closing.id, mistaken.id], f"closing of the books of {a_round.name}")
 
 

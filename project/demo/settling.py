@@ -72,8 +72,8 @@ def mend_taxes() -> bool:
     country, percent = RATELESS_COUNTRY, TAX_PERCENT[RATELESS_COUNTRY]
     TaxRate.objects.get_or_create(country=country, defaults={"percent": percent})
     letters = DeadLetter.objects.filter(task=tasks.book_tax.name, status=Status.OPEN)
-    again = replay_many(letters, by=BY, reason=f"the tax rate of {country} has been entered")
-    remember([job.pk for job in again], "replayed tax")
+    again, _ = replay_many([letter.pk for letter in letters], by=BY, reason=f"the tax rate of {country} has been entered")
+    remember([job.pk for job in again], "replayed tax entry")
     return True
 
 

@@ -87,7 +87,13 @@ class ChargeOrder(IdempotentTask):
 
 
 @task(
-    queue="mail", key="receipt:{order_id}", base=IdempotentTask, bind=True, retry_policy=SHORT, time_limit=30
+    queue="mail",
+    key="receipt:{order_id}",
+    base=IdempotentTask,
+    bind=True,
+    retry_policy=SHORT,
+    time_limit=30,
+    soft_time_limit=25,
 )
 def send_receipt(self: IdempotentTask, order_id: int) -> str:
     """Mail the receipt of a paid order; the token makes a second copy recognisable."""
@@ -103,7 +109,14 @@ def send_receipt(self: IdempotentTask, order_id: int) -> str:
     return order.customer_email
 
 
-@task(queue="default", key="ship:{order_id}", base=TransactionalTask, retry_policy=SHORT, time_limit=30)
+@task(
+    queue="default",
+    key="ship:{order_id}",
+    base=TransactionalTask,
+    retry_policy=SHORT,
+    time_limit=30,
+    soft_time_limit=25,
+)
 def mark_shipped(order_id: int) -> str:
     """Say that a paid order is on its way; the row and "completed" commit together."""
     order = Order.objects.select_for_update().get(pk=order_id)
@@ -112,7 +125,14 @@ def mark_shipped(order_id: int) -> str:
     return order.number
 
 
-@task(queue="default", key="tax:{order_number}", base=TransactionalTask, retry_policy=SHORT, time_limit=30)
+@task(
+    queue="default",
+    key="tax:{order_number}",
+    base=TransactionalTask,
+    retry_policy=SHORT,
+    time_limit=30,
+    soft_time_limit=25,
+)
 def book_tax(order_number: str) -> str:
     """Book the sales tax of an order. A country without a rate goes to a person: retrying would not help."""
     order = Order.objects.filter(number=order_number).first()
@@ -130,6 +150,7 @@ def book_tax(order_number: str) -> str:
     base=IdempotentTask,
     retry_policy=RetryPolicy(max_attempts=3, base=0.5, cap=4.0, permanent=(UnidentifiedImageError,)),
     time_limit=60,
+    soft_time_limit=50,
 )
 def make_thumbnail(sku: str, source: str) -> str:
     """Make the small picture of a product's picture; return its file name."""
@@ -140,7 +161,14 @@ def make_thumbnail(sku: str, source: str) -> str:
     return f"small/{small.name}"
 
 
-@task(queue="media", key="sheet:{sku}", base=IdempotentTask, retry_policy=SHORT, time_limit=60)
+@task(
+    queue="media",
+    key="sheet:{sku}",
+    base=IdempotentTask,
+    retry_policy=SHORT,
+    time_limit=60,
+    soft_time_limit=50,
+)
 def make_contact_sheet(thumbnails: list[str], sku: str) -> str:
     """Lay a product's thumbnails out on one sheet, once all of them are made."""
     target = Path("sheets") / f"{sku}.jpg"
@@ -149,19 +177,28 @@ def make_contact_sheet(thumbnails: list[str], sku: str) -> str:
     return str(target)
 
 
-@task(queue="reports", key=NO_KEY, base=TransactionalTask, retry_policy=SHORT, time_limit=30)
+@task(
+    queue="reports", key=NO_KEY, base=TransactionalTask, retry_policy=SHORT, time_limit=30, soft_time_limit=25
+)
 def nightly_report() -> dict[str, Any]:
     """Count orders and revenue; every few seconds in the demo, from the beat schedule."""
     return write_report(Report.Kind.NIGHTLY)
 
 
-@task(queue="reports", key="books:{day}", base=TransactionalTask, retry_policy=SHORT, time_limit=30)
+@task(
+    queue="reports",
+    key="books:{day}",
+    base=TransactionalTask,
+    retry_policy=SHORT,
+    time_limit=30,
+    soft_time_limit=25,
+)
 def close_books(day: str) -> dict[str, Any]:
     """Write the closing report of a day."""
     return {"day": day} | write_report(Report.Kind.CLOSING)
 
 
-@task(queue="mail", retry_policy=SHORT, time_limit=30)
+@task(queue="mail", retry_policy=SHORT, time_limit=30, soft_time_limit=25)
 def announce_sale(shop: str) -> str:
     """Announce a flash sale; worth nothing once the sale is over, and held back until then in the demo."""
     return f"{shop} has announced its sale"

@@ -1,7 +1,8 @@
-"""Importing an order file: in batches, each committed with its cursor and with the charges that it asks for."""
+"""Importing an order file: in batches, each committed with its cursor and the charges that it asks for."""
 
 import pytest
 
+from project.celery import app
 from project.demo import conf, order_file, tasks
 from project.demo.models import CursorMoved, ImportRun, Order
 from project.demo.round import Round
@@ -33,11 +34,11 @@ def run(tmp_path, monkeypatch, asked):
 
 def bring_in(run):
     """One attempt of the import, as a plain call."""
-    return tasks.ImportOrders(run_id=run.pk, tag="round-1")
+    return app.tasks[tasks.ImportOrders.name](run_id=run.pk, tag="round-1")
 
 
 def cut_the_power_at(order_number, monkeypatch):
-    """Make the import end when it comes to an order, after its batch was written and before it is committed."""
+    """Make the import end at an order, after its batch was written and before it is committed."""
     ask = tasks.ask_for_payment
 
     def cut(order, **options):

@@ -9,7 +9,16 @@ from project.demo.round import Round
 
 pytestmark = pytest.mark.django_db
 
-SMALL = {"seed": 7, "orders": 60, "charges": 6, "receipts": 3, "taxes": 5, "subscribers": 4, "products": 2, "pictures": 3}
+SMALL = {
+    "seed": 7,
+    "orders": 60,
+    "charges": 6,
+    "receipts": 3,
+    "taxes": 5,
+    "subscribers": 4,
+    "products": 2,
+    "pictures": 3,
+}
 
 
 @pytest.fixture
@@ -46,7 +55,9 @@ def test_every_enqueued_job_is_promised(seeded):
 def test_a_seeding_enqueues_everything_but_what_the_import_asks_for(seeded):
     imports, closings, sale, export = 2, 2, 1, 1
     pictures_and_sheets = SMALL["products"] * (SMALL["pictures"] + 1)
-    expected = imports + SMALL["taxes"] + SMALL["subscribers"] + pictures_and_sheets + closings + sale + export
+    expected = (
+        imports + SMALL["taxes"] + SMALL["subscribers"] + pictures_and_sheets + closings + sale + export
+    )
     assert Job.objects.count() == expected
 
 
