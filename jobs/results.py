@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 from uuid import UUID
 
-from celery import backends
+from celery.app import backends
 from celery.backends.base import BaseBackend
 from django.apps import apps
 

@@ -1,0 +1,1 @@
+"""Sample tasks for the tests: a menu of behaviour and misbehaviour."""
