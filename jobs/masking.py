@@ -10,7 +10,10 @@ from jobs.errors import PayloadError
 
 MASK: Final = "••••••"
 
-_STEM = re.compile(r"passw|passphrase|secret|token(?![a-z])|authori[sz]ation|api[_-]?key|private[_-]?key|credential", re.I)
+_STEM = re.compile(
+    r"passw|passphrase|secret|token(?![a-z])|authori[sz]ation|api[_-]?key|private[_-]?key|credential",
+    re.IGNORECASE,
+)
 _WORDS = frozenset({"auth", "card", "cookie", "cvc", "cvv", "iban", "pan", "ssn"})
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
 _ADDRESS = re.compile(r"(://[^/\s:@]*:)[^/\s@]+(@)")
@@ -59,7 +62,9 @@ def unmask(edited: Any, original: Any) -> Any:
     """
     restored = _restored(edited, original)
     if _shows_mask(restored):
-        raise PayloadError(f"A value is still hidden as {MASK} in a place where the original has none. Type it in full.")
+        raise PayloadError(
+            f"A value is still hidden as {MASK} in a place where the original has none. Type it in full."
+        )
     return restored
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final
 
-from jobs import outbox
+from jobs import publisher
 from jobs.errors import JobsError, PayloadError
 from jobs.masking import mask, mask_arguments
 from jobs.payload import Payload, decode, shorten, signature_of
@@ -42,7 +42,7 @@ def masked_payload(text: str, names: Sequence[str] = ()) -> Any:
 def parameters(task: str) -> tuple[str, ...]:
     """The parameters of a task's body, which name its positional arguments; none when the task is not known here."""
     try:
-        app = outbox.publisher().app
+        app = publisher.in_use().app
     except JobsError:
         return ()
     app.loader.import_default_modules()

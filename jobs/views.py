@@ -65,7 +65,7 @@ def job(job_id: UUID) -> dict[str, Any] | None:
 
 def progress_of(job: Job) -> dict[str, Any]:
     """A job's progress as JSON values; ``percent`` is None where no total is known."""
-    kept: Mapping[str, Any] = job.progress if isinstance(job.progress, dict) else {}
+    kept = _kept(job.progress)
     return {
         "id": str(job.id),
         "state": job.state,
@@ -77,6 +77,16 @@ def progress_of(job: Job) -> dict[str, Any]:
         "percent": percent(kept.get("done"), kept.get("total")),
         "updated": kept.get("at") or kept.get("updated") or _iso(job.finished_at or job.started_at),
     }
+
+
+def _kept(progress: Any) -> Mapping[str, Any]:
+    """A progress as ours; Celery's custom states say ``current`` and ``total`` in their meta."""
+    if not isinstance(progress, dict):
+        return {}
+    meta = progress.get("meta")
+    if "celery_state" not in progress or not isinstance(meta, dict):
+        return progress
+    return {"done": meta.get("current"), "total": meta.get("total"), "message": progress["celery_state"]}
 
 
 def percent(done: Any, total: Any) -> int | None:
@@ -92,7 +102,19 @@ def percent(done: Any, total: Any) -> int | None:
 
 def job_of(job: Job) -> dict[str, Any]:
     """A job as JSON values, secrets hidden."""
-    texts = ("task", "queue", "state", "reason", "key", "tenant", "correlation_id", "schedule", "worker", "error_type", "error_message")
+    texts = (
+        "task",
+        "queue",
+        "state",
+        "reason",
+        "key",
+        "tenant",
+        "correlation_id",
+        "schedule",
+        "worker",
+        "error_type",
+        "error_message",
+    )
     ids = ("parent_id", "root_id", "group_id", "replay_of_id")
     times = ("created_at", "due_at", "expires_at", "started_at", "finished_at")
     return {

@@ -26,11 +26,17 @@ from jobs.admin.names import occurring
 from jobs.admin.tracebacks import Traceback
 from jobs.admin.wording import exactly, job_address, label, short_id, short_task, when
 from jobs.errors import JobsError, PayloadError
+from jobs.masking import mask
 from jobs.models import Job
 
 MOST_ALIKE = 1000
 FAT_COLUMNS = ("payload", "headers", "traceback", "attempts", "closing_reason")
-TONES = {Status.OPEN: "failed", Status.REPLAYED: "reserved", Status.RESOLVED: "completed", Status.DISCARDED: "cancelled"}
+TONES = {
+    Status.OPEN: "failed",
+    Status.REPLAYED: "reserved",
+    Status.RESOLVED: "completed",
+    Status.DISCARDED: "cancelled",
+}
 
 REPLAY = Verb(
     name="replay", label="Replay", permission="dlq.replay_deadletter", question="Replay?",
@@ -101,7 +107,7 @@ def open_alike(fingerprint: str) -> int:
 class DeadLetterAdmin(ActingAdmin):
     """Dead letters, newest first; open ones unless asked otherwise."""
 
-    list_display = ("task_name", "error", "why", "tenant", "age", "status_badge", "alike")
+    list_display = ("task_name", "error", "why", "age", "status_badge", "alike")
     list_display_links = ("task_name",)
     list_filter = (ByStatus, ByTask, ByAge, linked("fingerprint"), linked("tenant"))
     ordering = ("-created_at", "-id")
@@ -121,7 +127,9 @@ class DeadLetterAdmin(ActingAdmin):
         """The list that counts the alike."""
         return LetterList
 
-    def get_search_results(self, request: HttpRequest, queryset: QuerySet[Any], search_term: str) -> tuple[QuerySet[Any], bool]:
+    def get_search_results(
+        self, request: HttpRequest, queryset: QuerySet[Any], search_term: str
+    ) -> tuple[QuerySet[Any], bool]:
         """The letters that the term means."""
         term = search_term.strip()
         return (queryset.filter(**_meaning(term)) if term else queryset), False
@@ -140,7 +148,7 @@ class DeadLetterAdmin(ActingAdmin):
             "name": short_task(row.task),
             "badge": self.status_badge(row),
             "payload": shown.payload(row.task, row.payload),
-            "headers": shown.pretty(shown.mask(row.headers)) if row.headers else "",
+            "headers": shown.pretty(mask(row.headers)) if row.headers else "",
             "traceback": Traceback(row.traceback),
             "attempts": timeline.of_records(row.attempts or []),
             "created": exactly(row.created_at),
@@ -151,7 +159,7 @@ class DeadLetterAdmin(ActingAdmin):
             "job_address": job_address(row.job_id),
             "job_short": short_id(row.job_id),
             "replay": self._replay_of(row),
-            "buttons": [b for b in self.buttons(request, row) if b.verb is not REPLAY],
+            "buttons": [verb for verb in self.buttons(request, row) if verb is not REPLAY],
             "may_replay": request.user.has_perm(REPLAY.permission),
         }
 
@@ -161,13 +169,19 @@ class DeadLetterAdmin(ActingAdmin):
             return None
         job = Job.objects.only("id", "state", "task").filter(pk=record.job_id).first()
         diff = ReplayForm.difference(letter.task, record.payload_before, record.payload_after) if record.edited else []
-        return {"record": record, "job": job, "at": when(record.at), "address": job_address(record.job_id), "diff": diff}
+        return {
+            "record": record,
+            "job": job,
+            "at": when(record.at),
+            "address": job_address(record.job_id),
+            "diff": diff,
+        }
 
     def replay(self, request: HttpRequest, object_id: str) -> HttpResponse:
         """Edit the payload and give a reason; look at the difference; send it."""
         letter = self.row(request, object_id)
         if letter is None:
-            return self._get_obj_does_not_exist_redirect(request, self.opts, object_id)
+            return self.missing(request, object_id)
         if not request.user.has_perm(REPLAY.permission):
             raise PermissionDenied
         if not letter.is_open:
@@ -183,7 +197,7 @@ class DeadLetterAdmin(ActingAdmin):
 
     def _ask(self, request: HttpRequest, letter: DeadLetter, form: ReplayForm, template: str) -> HttpResponse:
         context = {
-            "title": f"Replay {short_task(letter.task)}", "letter": letter, "form": form, "age": when(letter.created_at),
+            "title": f"Replay {short_task(letter.task)}", "letter": letter, "form": form,
             "letter_address": self.row_address(letter), "job_short": short_id(letter.job_id),
         }  # fmt: skip
         return self.rendered(request, template, context)
@@ -202,10 +216,11 @@ class DeadLetterAdmin(ActingAdmin):
 
     @admin.display(description="task")
     def task_name(self, letter: DeadLetter) -> SafeString:
-        """The last part of the task's name."""
-        return format_html('<span title="{}">{}</span>', letter.task, short_task(letter.task))
+        """The last part of the task's name; under it the tenant."""
+        shown = '<span title="{}">{}</span><div class="jobs-quiet">{}</div>'
+        return format_html(shown, letter.task, short_task(letter.task), letter.tenant)
 
-    @admin.display(description="error", empty_value="")
+    @admin.display(description="error")
     def error(self, letter: DeadLetter) -> SafeString | str:
         """The error, with the beginning of its message."""
         return format_html(
@@ -213,7 +228,7 @@ class DeadLetterAdmin(ActingAdmin):
             letter.error_type, short_task(letter.error_type), letter.error_message[:500], letter.error_message[:160],
         )  # fmt: skip
 
-    @admin.display(description="reason", empty_value="")
+    @admin.display(description="reason")
     def why(self, letter: DeadLetter) -> str:
         """Why it will not run again."""
         return letter.reason
@@ -221,7 +236,7 @@ class DeadLetterAdmin(ActingAdmin):
     @admin.display(description="died")
     def age(self, letter: DeadLetter) -> SafeString | str:
         """How long ago."""
-        return when(letter.created_at)
+        return when(letter.created_at, units=1)
 
     @admin.display(description="status")
     def status_badge(self, letter: DeadLetter) -> SafeString:
@@ -233,7 +248,9 @@ class DeadLetterAdmin(ActingAdmin):
         """How many open letters have the same fingerprint."""
         number = f"{MOST_ALIKE:,}+" if letter.alike > MOST_ALIKE else f"{letter.alike:,}"
         title = "the same task, error and place in the code"
-        return format_html('<a href="?{}" title="{}">{}</a>', urlencode({"fingerprint": letter.fingerprint}), title, number)
+        return format_html(
+            '<a href="?{}" title="{}">{}</a>', urlencode({"fingerprint": letter.fingerprint}), title, number
+        )
 
 
 def _meaning(term: str) -> dict[str, Any]:

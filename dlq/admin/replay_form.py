@@ -27,7 +27,7 @@ class Line:
     @property
     def sign(self) -> str:
         """What stands in the margin."""
-        return {"gone": "−", "new": "+"}.get(self.kind, " ")
+        return {"gone": "-", "new": "+"}.get(self.kind, " ")
 
 
 class ReplayForm(forms.Form):

@@ -37,7 +37,9 @@ class ActAdmin(ReadOnlyAdmin):
     search_help_text = "A user's name, a verb or a job's id, in full."
     empty_template = "jobs/no_acts.html"
 
-    def get_search_results(self, request: HttpRequest, queryset: QuerySet[Any], search_term: str) -> tuple[QuerySet[Any], bool]:
+    def get_search_results(
+        self, request: HttpRequest, queryset: QuerySet[Any], search_term: str
+    ) -> tuple[QuerySet[Any], bool]:
         """The acts of a user, of a verb, or on a job."""
         term = search_term.strip()
         if not term:
@@ -53,14 +55,14 @@ class ActAdmin(ReadOnlyAdmin):
         """When it was done."""
         return when(act.at)
 
-    @admin.display(description="job", empty_value="")
+    @admin.display(description="job")
     def job(self, act: Act) -> SafeString | str:
         """The job that it was done to."""
         if not act.job_id:
             return ""
         return format_html('<a href="{}"><code>{}</code></a>', job_address(act.job_id), short_id(act.job_id))
 
-    @admin.display(description="details", empty_value="")
+    @admin.display(description="details")
     def more(self, act: Act) -> SafeString | str:
         """What else was kept of it."""
         return format_html("<code>{}</code>", json.dumps(mask(act.details), ensure_ascii=False)) if act.details else ""

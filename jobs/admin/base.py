@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from django.contrib import admin
+from django.contrib import admin, messages
 from django.contrib.admin import ShowFacets
 from django.contrib.admin.utils import unquote
 from django.core.exceptions import PermissionDenied, ValidationError
@@ -13,6 +12,7 @@ from django.db.models import Model
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import reverse
+from django.utils.text import capfirst
 
 from jobs.admin.paginator import CappedPaginator
 from jobs.admin.wording import address
@@ -31,11 +31,12 @@ class ReadOnlyAdmin(ModelAdmin):
     show_facets = ShowFacets.NEVER
     list_max_show_all = 0
     list_per_page = 50
-    sortable_by: ClassVar[Sequence[str]] = ()
-    actions: ClassVar[Any] = None
+    sortable_by = ()
+    actions = ()
     change_list_template = "jobs/changelist.html"
     page_template = ""
     empty_template = ""
+    empty_value_display = ""
 
     class Media:
         """The one stylesheet."""
@@ -54,20 +55,25 @@ class ReadOnlyAdmin(ModelAdmin):
         """Nobody: rows leave by retention."""
         return False
 
-    def changelist_view(
-        self, request: HttpRequest, extra_context: dict[str, Any] | None = None
-    ) -> HttpResponse:
+    def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
         """The list, with the notices that belong above it."""
-        context = {"empty_template": self.empty_template, "notices": self.notices(request), "tools": self.tools(request)}
+        context = {
+            "title": capfirst(self.opts.verbose_name_plural), "subtitle": None, "list_address": self.list_address(),
+            "empty_template": self.empty_template, "notices": self.notices(request), "tools": self.tools(request),
+        }  # fmt: skip
         return super().changelist_view(request, {**context, **(extra_context or {})})
 
     def change_view(
-        self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: dict[str, Any] | None = None
+        self,
+        request: HttpRequest,
+        object_id: str,
+        form_url: str = "",
+        extra_context: dict[str, Any] | None = None,
     ) -> HttpResponse:
         """One row's page; a row without a page of its own leads to the list."""
         row = self.row(request, object_id)
         if row is None:
-            return self._get_obj_does_not_exist_redirect(request, self.opts, object_id)
+            return self.missing(request, object_id)
         if not self.page_template:
             return HttpResponseRedirect(self.list_address())
         return self.rendered(request, self.page_template, {**self.page(request, row), **(extra_context or {})})
@@ -80,6 +86,11 @@ class ReadOnlyAdmin(ModelAdmin):
             return self.get_queryset(request).filter(pk=unquote(object_id)).first()
         except (ValidationError, ValueError):
             return None
+
+    def missing(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        """Back to the list, with a sentence."""
+        self.message_user(request, f"There is no {self.opts.verbose_name} {unquote(object_id)}.", messages.WARNING)
+        return HttpResponseRedirect(self.list_address())
 
     def page(self, request: HttpRequest, row: Any) -> dict[str, Any]:
         """What a row's page shows."""

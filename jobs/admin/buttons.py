@@ -12,6 +12,8 @@ from django.core.exceptions import PermissionDenied, ValidationError
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import URLPattern, path
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
 
 from jobs.admin.base import ReadOnlyAdmin
 from jobs.errors import JobsError, Refused
@@ -38,14 +40,6 @@ class Verb:
     dangerous: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Button:
-    """A verb on a row's page: whether it can be pressed now, and where it leads."""
-
-    verb: Verb
-    enabled: bool
-
-
 class ActingAdmin(ReadOnlyAdmin):
     """A read-only list whose rows have verbs."""
 
@@ -55,9 +49,9 @@ class ActingAdmin(ReadOnlyAdmin):
         """The verbs that this user may use, by name."""
         return {verb.name: verb for verb in self.verbs if request.user.has_perm(verb.permission)}
 
-    def buttons(self, request: HttpRequest, row: Any) -> list[Button]:
-        """The buttons of a row's page."""
-        return [Button(verb, verb.possible(row)) for verb in self.permitted(request).values()]
+    def buttons(self, request: HttpRequest, row: Any) -> list[Verb]:
+        """The buttons of a row's page: what this user may do, and the row allows."""
+        return [verb for verb in self.permitted(request).values() if verb.possible(row)]
 
     def get_actions(self, request: HttpRequest) -> dict[str, tuple[Callable[..., Any], str, str]]:  # type: ignore[override]
         """The permitted verbs as actions on a selection."""
@@ -70,15 +64,20 @@ class ActingAdmin(ReadOnlyAdmin):
 
     def act(self, request: HttpRequest) -> HttpResponse:
         """Ask about a verb on some rows (POST), then do it (POST with ``confirmed``)."""
-        verb = self.permitted(request).get(request.POST.get("verb", ""))
-        if verb is None or not self.has_view_permission(request):
+        name, ids = _wanted(request)
+        verb = self.permitted(request).get(name)
+        if verb is None or not ids or not self.has_view_permission(request):
             raise PermissionDenied
-        ids = request.POST.get("ids", "").split()[:MOST_AT_ONCE]
         reason = request.POST.get("reason", "").strip()
         if "confirmed" not in request.POST or (verb.needs_reason and not reason):
             return self.ask(request, verb, ids, missing_reason="confirmed" in request.POST)
         last = self.perform(request, verb, ids, reason)
         return HttpResponseRedirect(self.row_address(last or ids[0]) if len(ids) == 1 else self.list_address())
+
+    def pressable(self, verb: Verb, row: Any) -> SafeString:
+        """A button in a row of the list."""
+        html = '<button type="submit" class="button" formaction="{}act/" name="press" value="{} {}">{}…</button>'
+        return format_html(html, self.list_address(), verb.name, row.pk, verb.label)
 
     def ask(
         self, request: HttpRequest, verb: Verb, ids: Sequence[str], *, missing_reason: bool = False
@@ -116,6 +115,14 @@ class ActingAdmin(ReadOnlyAdmin):
 def counted(number: int, opts: Any) -> str:
     """A number of rows in words: "1 job", "12 jobs"."""
     return f"{number:,} {opts.verbose_name if number == 1 else opts.verbose_name_plural}"
+
+
+def _wanted(request: HttpRequest) -> tuple[str, list[str]]:
+    """The verb and the ids: in fields of their own, or in the one value of a button inside a list."""
+    if "press" in request.POST:
+        name, *ids = request.POST["press"].split()
+        return name, ids[:1]
+    return request.POST.get("verb", ""), request.POST.get("ids", "").split()[:MOST_AT_ONCE]
 
 
 def _asking(verb: Verb) -> Callable[[ActingAdmin, HttpRequest, QuerySet[Any]], HttpResponse]:

@@ -13,7 +13,20 @@ from jobs import shown, views
 from jobs.admin import links, timeline
 from jobs.admin.health import NO_CONDUCTOR, conductor_ticks
 from jobs.admin.tracebacks import Traceback
-from jobs.admin.wording import NEXT, address, badge, exactly, lasting, ran, short_id, short_task, since, waited, when
+from jobs.admin.wording import (
+    NEXT,
+    address,
+    badge,
+    exactly,
+    lasting,
+    ran,
+    short_id,
+    short_task,
+    since,
+    waited,
+    when,
+)
+from jobs.masking import mask
 from jobs.models import Act, Job, Pause
 from jobs.states import MEANING, State
 
@@ -57,7 +70,7 @@ def remarks(job: Job) -> Iterator[str]:
     if job.cancel_requested_at and not job.finished:
         yield f"A cancel was requested {since(job.cancel_requested_at, now)}: {job.cancel_reason or 'no reason given'}."
     if job.state == State.RUNNING and job.lease_until and job.lease_until < now:
-        yield f"Its lease ended {since(job.lease_until, now)}: the worker may have died. The conductor takes the job back."
+        yield f"Its lease ended {since(job.lease_until, now)}: the worker may have died. The conductor takes it back."
     if not job.finished:
         yield from _held(job)
     if job.waiting and not conductor_ticks():
@@ -67,7 +80,8 @@ def remarks(job: Job) -> Iterator[str]:
 def _held(job: Job) -> Iterator[str]:
     for pause in Pause.objects.all():
         if pause.name == (job.queue if pause.kind == Pause.Kind.QUEUE else job.task):
-            yield f"The {pause.kind} {pause.name} is paused by {pause.by or 'somebody'}: {pause.reason or 'no reason given'}."
+            because = pause.reason or "no reason given"
+            yield f"The {pause.kind} {pause.name} is paused by {pause.by or 'somebody'}: {because}."
 
 
 def facts(job: Job) -> Iterator[Fact]:
@@ -76,8 +90,20 @@ def facts(job: Job) -> Iterator[Fact]:
     yield "Task", format_html("<code>{}</code>", job.task)
     yield "Queue", format_html("{}, priority {}", job.queue, job.get_priority_display())
     yield "Key", format_html("<code>{}</code>", job.key) if job.key else ""
-    yield "Tenant", format_html('<a href="{}">{}</a>', address("admin:jobs_job_changelist", query=f"tenant={job.tenant}"), job.tenant) if job.tenant else ""
-    yield "Tags", format_html_join(" ", '<span class="jobs-tag">{}</span>', ((tag,) for tag in job.tags or ()))
+    yield (
+        "Tenant",
+        format_html(
+            '<a href="{}">{}</a>',
+            address("admin:jobs_job_changelist", query=f"tenant={job.tenant}"),
+            job.tenant,
+        )
+        if job.tenant
+        else "",
+    )
+    yield (
+        "Tags",
+        format_html_join(" ", '<span class="jobs-tag">{}</span>', ((tag,) for tag in job.tags or ())),
+    )
     yield "Correlation id", _correlation(job)
     yield "Payload version", str(job.version) if job.version != 1 else ""
     yield "Limits", _limits(job)
@@ -106,22 +132,28 @@ def timing(job: Job) -> Iterator[Fact]:
     yield "Expires", _at(job.expires_at) if not job.finished else ""
     yield "Waited", lasting(waited(job, now))
     yield "Running for" if job.state == State.RUNNING else "Ran", lasting(ran(job, now))
-    yield "Attempts", f"{job.attempt} of {job.max_attempts} allowed" if job.attempt else f"none yet of {job.max_attempts} allowed"
+    yield (
+        "Attempts",
+        f"{job.attempt} of {job.max_attempts} allowed" if job.attempt else f"none yet of {job.max_attempts} allowed",
+    )
     yield "Set back", _set_back(job)
-    yield "Worker", format_html("<code>{}</code>{}", job.worker, f", pid {job.pid}" if job.pid else "") if job.worker else ""
+    yield (
+        "Worker",
+        format_html("<code>{}</code>{}", job.worker, f", pid {job.pid}" if job.pid else "") if job.worker else "",
+    )
 
 
 def _set_back(job: Job) -> str:
     times = [("snoozed", job.snoozes), ("worker lost", job.losses)]
-    return ", ".join(f"{name} {number} ×" for name, number in times if number)
+    return ", ".join(f"{name} {number} times" for name, number in times if number)
 
 
 def _at(moment: Any) -> SafeString | str:
-    return format_html("{} <span class=\"jobs-quiet\">{}</span>", when(moment), exactly(moment)) if moment else ""
+    return format_html('{} <span class="jobs-quiet">{}</span>', when(moment), exactly(moment)) if moment else ""
 
 
 def companions(job: Job) -> Iterator[tuple[str, str]]:
     """What travels with the payload."""
-    yield "Metadata", shown.pretty(shown.mask(job.metadata)) if job.metadata else ""
+    yield "Metadata", shown.pretty(mask(job.metadata)) if job.metadata else ""
     yield "Delivery: what the message carries beyond the payload", shown.masked(job.delivery)
     yield "Canvas: what follows", shown.masked(job.canvas)

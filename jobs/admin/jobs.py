@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 from django.contrib import admin
 from django.contrib.admin.views.main import ChangeList
@@ -10,7 +10,8 @@ from django.db.models import Q, QuerySet
 from django.http import HttpRequest
 from django.urls import URLPattern, path
 from django.utils import timezone
-from django.utils.html import format_html
+from django.utils.html import format_html, format_html_join
+from django.utils.http import urlencode
 from django.utils.safestring import SafeString
 
 from jobs import control, views
@@ -20,7 +21,7 @@ from jobs.admin.filters import ByAge, ByPriority, ByQueue, ByState, ByTask, link
 from jobs.admin.health import warnings
 from jobs.admin.wording import badge, lasting, ran, short_id, short_task, waited, when
 from jobs.models import Job
-from jobs.states import MOVES, UNFINISHED, State
+from jobs.states import MOVES, UNFINISHED, Priority, State
 
 LIST_COLUMNS = (
     "id", "task", "state", "reason", "queue", "priority", "attempt", "max_attempts", "created_at", "started_at",
@@ -29,7 +30,12 @@ LIST_COLUMNS = (
 
 # What a filter may combine with any state, because an index or a small state carries it.
 _UNINDEXED = {"queue", "priority", "tenant", "root", "schedule", "correlation"}
-_SMALL = {ByState.UNFINISHED, *(state.value for state in UNFINISHED), State.FAILED.value, State.CANCELLED.value}
+_SMALL = {
+    ByState.UNFINISHED,
+    *(state.value for state in UNFINISHED),
+    State.FAILED.value,
+    State.CANCELLED.value,
+}
 
 
 def cancellable(job: Job) -> bool:
@@ -77,8 +83,8 @@ class JobChangeList(ChangeList):
 class JobAdmin(ActingAdmin):
     """Jobs, newest first."""
 
-    list_display = ("short", "task_name", "state_badge", "queue", "priority", "attempts", "age", "wait", "run", "done", "tenant_link")
-    list_display_links = ("short", "task_name")
+    list_display = ("job", "state_badge", "place", "attempts", "age", "took")
+    list_display_links = ("job",)
     list_filter = (
         ByState, ByTask, ByQueue, ByPriority, ByAge, linked("tenant"), linked("parent", "parent_id"),
         linked("group", "group_id"), linked("root", "root_id"), linked("original", "replay_of_id", "replays of"),
@@ -101,14 +107,19 @@ class JobAdmin(ActingAdmin):
         """The list that bounds what it looks at."""
         return JobChangeList
 
-    def get_search_results(self, request: HttpRequest, queryset: QuerySet[Any], search_term: str) -> tuple[QuerySet[Any], bool]:
+    def get_search_results(
+        self, request: HttpRequest, queryset: QuerySet[Any], search_term: str
+    ) -> tuple[QuerySet[Any], bool]:
         """The jobs that the term means."""
         term = search_term.strip()
         return (queryset.filter(search.found(term)) if term else queryset), False
 
     def get_urls(self) -> list[URLPattern]:
         """The progress of a job as JSON, for its own page."""
-        return [path("<uuid:job_id>/progress/", views.progress, name="jobs_job_progress"), *super().get_urls()]
+        return [
+            path("<uuid:job_id>/progress/", views.progress, name="jobs_job_progress"),
+            *super().get_urls(),
+        ]
 
     def page(self, request: HttpRequest, row: Job) -> dict[str, Any]:
         """What a job's page shows."""
@@ -119,20 +130,22 @@ class JobAdmin(ActingAdmin):
         return warnings()
 
     @admin.display(description="job")
-    def short(self, job: Job) -> SafeString:
-        """The end of the id."""
-        return format_html('<code title="{}">{}</code>', job.id, short_id(job.id))
-
-    @admin.display(description="task")
-    def task_name(self, job: Job) -> SafeString:
-        """The last part of the task's name."""
-        return format_html('<span title="{}">{}</span>', job.task, short_task(job.task))
+    def job(self, job: Job) -> SafeString:
+        """The last part of the task's name, over the end of the id."""
+        shown = '<span title="{}">{}</span><br><code title="{}">{}</code>'
+        return format_html(shown, job.task, short_task(job.task), job.id, short_id(job.id))
 
     @admin.display(description="state")
     def state_badge(self, job: Job) -> SafeString:
-        """The state, and the reason under it."""
-        shown = badge(job.state)
-        return format_html('{}<div class="jobs-quiet jobs-clip" title="{}">{}</div>', shown, job.reason, job.reason) if job.reason else shown
+        """The state; under it the progress and the reason."""
+        shown = '{}{}<div class="jobs-quiet jobs-clip" title="{}">{}</div>'
+        return format_html(shown, badge(job.state), bar(job), job.reason, job.reason)
+
+    @admin.display(description="queue")
+    def place(self, job: Job) -> SafeString:
+        """The queue; under it the priority where it is not the usual one, and the tenant."""
+        priority = "" if job.priority == Priority.NORMAL else f"{job.get_priority_display()} "
+        return format_html('{}<div class="jobs-quiet">{}{}</div>', job.queue, priority, tenant(job))
 
     @admin.display(description="attempt")
     def attempts(self, job: Job) -> str:
@@ -142,32 +155,27 @@ class JobAdmin(ActingAdmin):
     @admin.display(description="created")
     def age(self, job: Job) -> SafeString | str:
         """How long ago it was created."""
-        return when(job.created_at)
+        return when(job.created_at, units=1)
 
-    @admin.display(description="waited", empty_value="")
-    def wait(self, job: Job) -> str:
-        """How long it waited for its first attempt."""
-        return lasting(waited(job, timezone.now()))
-
-    @admin.display(description="ran", empty_value="")
-    def run(self, job: Job) -> str:
-        """How long its last attempt ran."""
-        return lasting(ran(job, timezone.now()))
-
-    @admin.display(description="progress", empty_value="")
-    def done(self, job: Job) -> SafeString | str:
-        """Its progress as a bar."""
-        shown = views.progress_of(job)
-        if shown["percent"] is None:
-            return ""
-        return format_html(
-            '<progress class="jobs-progress" max="100" value="{}" title="{} of {} {}">{} %</progress>',
-            shown["percent"], shown["done"], shown["total"], shown["unit"], shown["percent"],
-        )  # fmt: skip
-
-    @admin.display(description="tenant", empty_value="")
-    def tenant_link(self, job: Job) -> SafeString | str:
-        """The tenant, leading to its jobs."""
-        return format_html('<a href="?tenant={}">{}</a>', job.tenant, job.tenant) if job.tenant else ""
+    @admin.display(description="took")
+    def took(self, job: Job) -> SafeString | str:
+        """How long its last attempt ran; under it how long it waited."""
+        now = timezone.now()
+        times = [("ran", lasting(ran(job, now))), ("waited", lasting(waited(job, now), 1))]
+        return format_html_join("", '<div><span class="jobs-quiet">{}</span> {}</div>', ((n, t) for n, t in times if t))
 
 
+def bar(job: Job) -> SafeString | str:
+    """The progress of an unfinished job as a bar."""
+    shown = views.progress_of(job)
+    if job.finished or shown["percent"] is None:
+        return ""
+    title = f"{shown['done']} of {shown['total']} {shown['unit']}"
+    html = ' <progress class="jobs-progress" max="100" value="{}" title="{}">{} %</progress>'
+    return format_html(html, shown["percent"], title, shown["percent"])
+
+
+def tenant(job: Job) -> SafeString | str:
+    """The tenant, leading to its jobs."""
+    query = urlencode({"tenant": job.tenant})
+    return format_html('<a href="?{}">{}</a>', query, job.tenant) if job.tenant else ""

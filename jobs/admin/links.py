@@ -76,8 +76,7 @@ def elsewhere(job: Job) -> list[Elsewhere]:
 def replay_address(job: Job) -> str:
     """Where the dead letter of a failed job is replayed; empty where there is none."""
     letter = getattr(job, "dead_letter", None)
-    is_open = letter is not None and letter.is_open
-    return address("admin:dlq_deadletter_replay", letter.pk) if is_open else ""
+    return address("admin:dlq_deadletter_replay", letter.pk) if letter is not None and letter.is_open else ""
 
 
 def _one(title: str, job_id: UUID | None) -> Relation:

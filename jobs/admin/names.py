@@ -22,8 +22,9 @@ def occurring(model: type[Model], column: str, where: str = "1 = 1") -> list[str
     connection = connections[router.db_for_read(model)]
     table, name = connection.ops.quote_name(model._meta.db_table), connection.ops.quote_name(column)
     sql = (
-        f"WITH RECURSIVE leap(name) AS (SELECT MIN({name}) FROM {table} WHERE {where} UNION ALL "  # noqa: S608
-        f"SELECT (SELECT MIN({name}) FROM {table} WHERE {where} AND {name} > leap.name) FROM leap WHERE leap.name IS NOT NULL) "
+        f"WITH RECURSIVE leap(name) AS (SELECT MIN({name}) FROM {table} WHERE {where} UNION ALL "
+        f"SELECT (SELECT MIN({name}) FROM {table} WHERE {where} AND {name} > leap.name) "
+        "FROM leap WHERE leap.name IS NOT NULL) "
         f"SELECT name FROM leap WHERE name IS NOT NULL LIMIT {MOST}"
     )
     with connection.cursor() as cursor:

@@ -38,7 +38,9 @@ class PauseForm(forms.Form):
 
     what = forms.ChoiceField(label="Queue or task")
     reason = forms.CharField(
-        max_length=255, widget=forms.TextInput(attrs={"class": "vTextField"}), help_text="For those who wonder later."
+        max_length=255,
+        widget=forms.TextInput(attrs={"class": "vTextField"}),
+        help_text="For those who wonder later.",
     )
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -57,7 +59,7 @@ class PauseForm(forms.Form):
 class PauseAdmin(ActingAdmin):
     """What is paused."""
 
-    list_display = ("name", "kind", "reason", "by", "since")
+    list_display = ("name", "kind", "reason", "by", "since", "end")
     list_display_links = None
     ordering = ("kind", "name")
     verbs = (RESUME,)
@@ -65,11 +67,23 @@ class PauseAdmin(ActingAdmin):
 
     def get_urls(self) -> list[URLPattern]:
         """The page that asks what to pause."""
-        return [path("pause/", self.admin_site.admin_view(self.pause), name="jobs_pause_pause"), *super().get_urls()]
+        return [
+            path("pause/", self.admin_site.admin_view(self.pause), name="jobs_pause_pause"),
+            *super().get_urls(),
+        ]
+
+    def get_list_display(self, request: HttpRequest) -> Any:
+        """The columns; the button only for those who may press it."""
+        columns = super().get_list_display(request)
+        return columns if request.user.has_perm(PERMISSION) else [name for name in columns if name != "end"]
 
     def tools(self, request: HttpRequest) -> list[tuple[str, str]]:
         """The way to begin a pause."""
-        return [("Pause a queue or a task", address("admin:jobs_pause_pause"))] if request.user.has_perm(PERMISSION) else []
+        return (
+            [("Pause a queue or a task", address("admin:jobs_pause_pause"))]
+            if request.user.has_perm(PERMISSION)
+            else []
+        )
 
     def pause(self, request: HttpRequest) -> HttpResponse:
         """Ask what to pause and why, then do it."""
@@ -86,10 +100,17 @@ class PauseAdmin(ActingAdmin):
         except JobsError as refusal:
             form.add_error(None, str(refusal))
             return False
-        self.message_user(request, f"The {pause.kind} {pause.name} is paused. What runs now finishes.", messages.SUCCESS)
+        self.message_user(
+            request, f"The {pause.kind} {pause.name} is paused. What runs now finishes.", messages.SUCCESS
+        )
         return True
 
     @admin.display(description="since")
     def since(self, pause: Pause) -> SafeString | str:
         """When it began."""
         return when(pause.created_at)
+
+    @admin.display(description="")
+    def end(self, pause: Pause) -> SafeString:
+        """The button that ends it."""
+        return self.pressable(RESUME, pause)

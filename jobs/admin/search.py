@@ -16,7 +16,7 @@ from jobs.admin.wording import short_task
 from jobs.models import Job
 
 HORIZON = 100_000
-_END_OF_ID = re.compile(r"[0-9a-f]{6,12}", re.I)
+_END_OF_ID = re.compile(r"[0-9a-f]{6,12}", re.IGNORECASE)
 
 
 def found(term: str) -> Q:

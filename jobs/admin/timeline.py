@@ -81,7 +81,7 @@ def last_of(job: Job) -> Entry:
 
 def of_records(records: Iterable[Mapping[str, Any]]) -> list[Entry]:
     """The entries of attempts that a dead letter keeps as JSON."""
-    return [_of_record(record) for record in list(records)[-MOST_SHOWN:] if isinstance(record, Mapping)]
+    return [_of_record(record) for record in list(records)[-MOST_SHOWN:]]
 
 
 def _of_record(record: Mapping[str, Any]) -> Entry:

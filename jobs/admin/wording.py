@@ -36,8 +36,8 @@ def short_id(job_id: UUID | str) -> str:
     return str(job_id)[-12:]
 
 
-def lasting(duration: timedelta | None) -> str:
-    """A duration in at most two units.
+def lasting(duration: timedelta | None, units: int = 2) -> str:
+    """A duration in at most so many units.
 
     >>> [lasting(timedelta(seconds=s)) for s in (0.0421, 3.25, 47, 125, 7260, 90000)]
     ['42 ms', '3.2 s', '47 s', '2 min 5 s', '2 h 1 min', '1 d 1 h']
@@ -49,10 +49,10 @@ def lasting(duration: timedelta | None) -> str:
         return f"{seconds * 1000:.0f} ms"
     if seconds < 10:
         return f"{seconds:.1f} s"
-    return _two_units(round(seconds))
+    return _in_units(round(seconds), units)
 
 
-def _two_units(seconds: int) -> str:
+def _in_units(seconds: int, units: int) -> str:
     parts = []
     for size, unit in ((86400, "d"), (3600, "h"), (60, "min"), (1, "s")):
         amount, seconds = divmod(seconds, size)
@@ -60,24 +60,25 @@ def _two_units(seconds: int) -> str:
             parts.append(f"{amount} {unit}")
         elif parts:
             break
-    return " ".join(parts[:2])
+    return " ".join(parts[:units])
 
 
-def since(moment: datetime | None, now: datetime | None = None) -> str:
+def since(moment: datetime | None, now: datetime | None = None, units: int = 2) -> str:
     """How long ago a moment was, or how far ahead it is."""
     if moment is None:
         return ""
     passed = (now or timezone.now()) - moment
     if abs(passed) < timedelta(seconds=1):
         return "now"
-    return f"{lasting(passed)} ago" if passed > timedelta(0) else f"in {lasting(-passed)}"
+    return f"{lasting(passed, units)} ago" if passed > timedelta(0) else f"in {lasting(-passed, units)}"
 
 
-def when(moment: datetime | None) -> SafeString | str:
+def when(moment: datetime | None, units: int = 2) -> SafeString | str:
     """A moment relative to now; the exact time stands in the title."""
     if moment is None:
         return ""
-    return format_html('<time datetime="{}" title="{}">{}</time>', moment.isoformat(), exactly(moment), since(moment))
+    shown = '<time datetime="{}" title="{}">{}</time>'
+    return format_html(shown, moment.isoformat(), exactly(moment), since(moment, units=units))
 
 
 def exactly(moment: datetime | None) -> str:
@@ -110,7 +111,7 @@ def job_address(job_id: UUID | str) -> str:
 
 
 def waited(job: Job, now: datetime) -> timedelta | None:
-    """How long the job waited for its first attempt, since it was due at creation or later."""
+    """How long the job waited for its first attempt, or has been waiting; unknown once there was a second."""
     if job.attempt > 1:
         return None
     until = job.started_at or (None if job.finished_at else now)

@@ -22,7 +22,6 @@ class WorkerAdmin(ReadOnlyAdmin):
 
     list_display = ("name", "status", "listens", "slots", "held", "started", "seen")
     ordering = ("name",)
-    search_fields = ("name",)
     page_template = "jobs/worker.html"
     empty_template = "jobs/no_workers.html"
 
@@ -30,7 +29,13 @@ class WorkerAdmin(ReadOnlyAdmin):
         """A worker and the jobs that it holds."""
         ids = [str(held) for held in row.holds or []]
         jobs = Job.objects.only("id", "task", "state", "created_at", "queue").filter(pk__in=ids[:MOST_HELD])
-        return {"title": row.name, "worker": row, "status": self.status(row), "jobs": list(jobs), "held": len(ids)}
+        return {
+            "title": row.name,
+            "worker": row,
+            "status": self.status(row),
+            "jobs": list(jobs),
+            "held": len(ids),
+        }
 
     @admin.display(description="status")
     def status(self, worker: Worker) -> SafeString:
@@ -47,7 +52,7 @@ class WorkerAdmin(ReadOnlyAdmin):
     @admin.display(description="pool")
     def slots(self, worker: Worker) -> str:
         """Its pool and how many jobs run at once."""
-        return f"{worker.pool or 'pool'} × {worker.concurrency}"
+        return f"{worker.pool or 'pool'} of {worker.concurrency}"
 
     @admin.display(description="holds")
     def held(self, worker: Worker) -> str:

@@ -1,0 +1,152 @@
+"""Pictures of the running platform in a real browser: each page in light and in dark.
+
+``python -m tests.screenshots OUTDIR --url http://127.0.0.1:8000 --user admin --password admin``
+needs ``pip install selenium``, Chromium and ChromeDriver (Debian: ``apt install chromium chromium-driver``).
+"""
+
+import argparse
+import base64
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+from selenium import webdriver
+from selenium.common.exceptions import NoSuchElementException, TimeoutException
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import WebDriverWait
+
+STATES = ("pending", "reserved", "running", "retrying", "completed", "failed", "cancelled")
+SCHEMES = ("light", "dark")
+FLAGS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
+)  # fmt: skip
+
+
+def main() -> None:
+    """Take the pictures that the command line asks for, and name each."""
+    given = arguments()
+    given.outdir.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as profile:
+        browser = chromium(profile, given.width)
+        try:
+            log_in(browser, given.url, given.user, given.password)
+            for name, address in [*pages(browser, given.url), *flower(given)]:
+                photograph(browser, address, given.outdir / name)
+        finally:
+            browser.quit()
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("outdir", type=Path, help="where the pictures go")
+    parser.add_argument("--url", default="http://127.0.0.1:8000", help="where the web process answers")
+    parser.add_argument("--user", default="admin")
+    parser.add_argument("--password", default="admin")
+    parser.add_argument("--flower", default="", help="where Flower answers, with user:password@ if it wants them")
+    parser.add_argument("--width", type=int, default=1440, help="of the window, in pixels")
+    given = parser.parse_args()
+    given.url = given.url.rstrip("/")
+    return given
+
+
+def chromium(profile: str, width: int) -> webdriver.Chrome:
+    """A headless Chromium with an empty profile of its own."""
+    options = webdriver.ChromeOptions()
+    options.binary_location = shutil.which("chromium") or shutil.which("google-chrome") or ""
+    for flag in (*FLAGS, f"--user-data-dir={profile}", f"--window-size={width},900"):
+        options.add_argument(flag)
+    driver = shutil.which("chromedriver")
+    if not driver or not options.binary_location:
+        sys.exit("Chromium or ChromeDriver is missing. On Debian: apt install chromium chromium-driver")
+    return webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+
+
+def log_in(browser: webdriver.Chrome, url: str, user: str, password: str) -> None:
+    """Open a session in the admin."""
+    browser.get(f"{url}/admin/login/?next=/admin/")
+    browser.find_element(By.NAME, "username").send_keys(user)
+    browser.find_element(By.NAME, "password").send_keys(password)
+    browser.find_element(By.CSS_SELECTOR, "#login-form [type=submit]").click()
+    try:
+        WebDriverWait(browser, 15).until(lambda b: not b.find_elements(By.ID, "login-form"))
+    except TimeoutException:
+        sys.exit(f"{url} did not let {user} in.")
+
+
+def pages(browser: webdriver.Chrome, url: str) -> Iterator[tuple[str, str]]:
+    """The pages there are: names of pictures and addresses."""
+    admin = f"{url}/admin"
+    yield "index", f"{admin}/"
+    yield "jobs", f"{admin}/jobs/job/"
+    for state in STATES:
+        if found := first_row(browser, f"{admin}/jobs/job/?state={state}"):
+            yield f"job-{state}", found
+    yield "workers", f"{admin}/jobs/worker/"
+    yield "pauses", f"{admin}/jobs/pause/"
+    yield "acts", f"{admin}/jobs/act/"
+    yield "letters", f"{admin}/dlq/deadletter/"
+    if found := first_row(browser, f"{admin}/dlq/deadletter/"):
+        yield "letter", found
+        yield "replay", re.sub(r"change/$", "replay/", found)
+    yield "schedules", f"{admin}/django_celery_beat/periodictask/"
+
+
+def flower(given: argparse.Namespace) -> Iterator[tuple[str, str]]:
+    """Flower's pages, where it runs."""
+    if given.flower:
+        yield "flower-workers", given.flower.rstrip("/") + "/workers"
+        yield "flower-tasks", given.flower.rstrip("/") + "/tasks"
+
+
+def first_row(browser: webdriver.Chrome, address: str) -> str | None:
+    """The page of the first row in a list."""
+    browser.get(address)
+    try:
+        return browser.find_element(By.CSS_SELECTOR, "#result_list tbody th a").get_attribute("href")
+    except NoSuchElementException:
+        return None
+
+
+def photograph(browser: webdriver.Chrome, address: str, target: Path) -> None:
+    """Take a page, whole, once in each colour scheme."""
+    for scheme in SCHEMES:
+        emulate(browser, scheme)
+        open_page(browser, address)
+        size = browser.execute_cdp_cmd("Page.getLayoutMetrics", {})["cssContentSize"]
+        clip = {"x": 0, "y": 0, "width": size["width"], "height": min(size["height"], 4000), "scale": 1}
+        picture = browser.execute_cdp_cmd("Page.captureScreenshot", {"clip": clip, "captureBeyondViewport": True})
+        file = target.with_name(f"{target.name}-{scheme}.png")
+        file.write_bytes(base64.b64decode(picture["data"]))
+        print(file)  # noqa: T201
+
+
+def open_page(browser: webdriver.Chrome, address: str) -> None:
+    """Open an address; a name and a password in it are sent as a header, which no page can show."""
+    parts = urlsplit(address)
+    headers = {}
+    if parts.username:
+        secret = base64.b64encode(f"{parts.username}:{parts.password or ''}".encode()).decode()
+        headers["Authorization"] = f"Basic {secret}"
+    browser.execute_cdp_cmd("Network.enable", {})
+    browser.execute_cdp_cmd("Network.setExtraHTTPHeaders", {"headers": headers})
+    browser.get(urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])))
+    WebDriverWait(browser, 15).until(lambda b: b.execute_script("return document.readyState") == "complete")
+
+
+def emulate(browser: webdriver.Chrome, scheme: str) -> None:
+    """Prefer a colour scheme, as the operating system would, without transitions."""
+    features = [
+        {"name": "prefers-color-scheme", "value": scheme},
+        {"name": "prefers-reduced-motion", "value": "reduce"},
+    ]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+
+
+if __name__ == "__main__":
+    main()
