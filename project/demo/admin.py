@@ -1,5 +1,7 @@
 """The sample shop in the admin: for reading, so that the effects of each job can be seen."""
 
+from typing import TYPE_CHECKING, Any
+
 from django.contrib import admin
 from django.http import HttpRequest
 
@@ -16,8 +18,13 @@ from project.demo.models import (
     Thumbnail,
 )
 
+if TYPE_CHECKING:
+    Page = admin.ModelAdmin[Any]
+else:
+    Page = admin.ModelAdmin
 
-class ReadOnly(admin.ModelAdmin):
+
+class ReadOnly(Page):
     """Rows that jobs write and people read."""
 
     show_full_result_count = False
@@ -60,7 +67,7 @@ class ReceiptAdmin(ReadOnly):
 
 
 @admin.register(TaxRate)
-class TaxRateAdmin(admin.ModelAdmin):
+class TaxRateAdmin(Page):
     """Editable: adding the missing rate is the visitor's repair."""
 
     list_display = ("country", "percent")

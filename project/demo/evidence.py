@@ -85,9 +85,7 @@ def look_at_orders(findings: Findings, rounds: list[Round]) -> None:
 def look_at_charges(findings: Findings, rounds: list[Round], charges: list[dict[str, str]]) -> None:
     """Every payable order was charged exactly once, with its own amount, and the shop knows of it."""
     lines = [line for a_round in rounds for line in expected.paid(a_round)]
-    findings.compare(
-        "charged orders", (line.number for line in lines), (charge["order"] for charge in charges)
-    )
+    findings.compare("charged orders", (line.number for line in lines), (charge["order"] for charge in charges))
     findings.amiss += charged_twice(charges)
     amounts = {f"{line.number} {line.amount}" for line in lines}
     findings.compare("charged amounts", amounts, (f"{c['order']} {c['amount']}" for c in charges))
@@ -100,17 +98,14 @@ def charged_twice(charges: list[dict[str, str]]) -> Iterator[str]:
     keys = defaultdict(list)
     for charge in charges:
         keys[charge["order"]].append(charge["key"])
-    return (
-        f"order {order} was charged {len(k)} times: {', '.join(k)}" for order, k in keys.items() if len(k) > 1
-    )
+    return (f"order {order} was charged {len(k)} times: {', '.join(k)}" for order, k in keys.items() if len(k) > 1)
 
 
 def look_at_mail(findings: Findings, rounds: list[Round]) -> None:
     """Every receipt that can arrive is in the mailbox once, and the shop has its Message-ID."""
     intended = [line.number for a_round in rounds for line in expected.told(a_round)]
     sent = {
-        name_of(message_id): order
-        for order, message_id in Receipt.objects.values_list("order__number", "message_id")
+        name_of(message_id): order for order, message_id in Receipt.objects.values_list("order__number", "message_id")
     }
     findings.compare("receipts", intended, sent.values())
     findings.compare("messages", intended, (sent.get(path.stem, path.name) for path in kept(conf.MAILBOX)))
@@ -124,9 +119,7 @@ def name_of(message_id: str) -> str:
 def look_at_pictures(findings: Findings, rounds: list[Round]) -> None:
     """Every readable picture has a thumbnail on disk; every product of readable ones has a sheet."""
     sets = {sku: r.product_pictures(sku) for r in rounds for sku, _ in r.skus()}
-    thumbnails = [
-        f"small/{picture.file}" for pictures in sets.values() for picture in pictures if not picture.corrupt
-    ]
+    thumbnails = [f"small/{picture.file}" for pictures in sets.values() for picture in pictures if not picture.corrupt]
     findings.compare("thumbnails", thumbnails, Thumbnail.objects.values_list("file", flat=True))
     findings.compare("thumbnails on disk", thumbnails, files_in("small"))
     sheets = [f"sheets/{sku}.jpg" for sku, pictures in sets.items() if not any(p.corrupt for p in pictures)]

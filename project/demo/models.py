@@ -68,9 +68,7 @@ class ImportRun(models.Model):
     class Meta:
         ordering = ("-id",)
         constraints = [
-            models.CheckConstraint(
-                condition=Q(cursor__lte=F("rows")), name="no_more_rows_imported_than_there_are"
-            )
+            models.CheckConstraint(condition=Q(cursor__lte=F("rows")), name="no_more_rows_imported_than_there_are")
         ]
 
     def __str__(self) -> str:

@@ -97,7 +97,7 @@ def ask_for_pictures(a_round: Round) -> None:
         Product.objects.create(sku=sku, name=name)
         sources = [picture.file for picture in a_round.product_pictures(sku)]
         header = [tasks.make_thumbnail.s(sku=sku, source=source).set(**options) for source in sources]
-        sheet = chord(header)(tasks.make_contact_sheet.s(sku=sku).set(**options))
+        sheet: Any = chord(header)(tasks.make_contact_sheet.s(sku=sku).set(**options))
         remember([sheet.id, *(member.id for member in sheet.parent)], f"pictures of {sku}")
 
 

@@ -72,7 +72,9 @@ def mend_taxes() -> bool:
     country, percent = RATELESS_COUNTRY, TAX_PERCENT[RATELESS_COUNTRY]
     TaxRate.objects.get_or_create(country=country, defaults={"percent": percent})
     letters = DeadLetter.objects.filter(task=tasks.book_tax.name, status=Status.OPEN)
-    again, _ = replay_many([letter.pk for letter in letters], by=BY, reason=f"the tax rate of {country} has been entered")
+    again, _ = replay_many(
+        [letter.pk for letter in letters], by=BY, reason=f"the tax rate of {country} has been entered"
+    )
     remember([job.pk for job in again], "replayed tax entry")
     return True
 
@@ -108,12 +110,7 @@ def counts() -> dict[str, int]:
 def ends() -> dict[str, Ends]:
     """How many jobs of each task ended how."""
     found: dict[str, Ends] = {}
-    rows = (
-        Job.objects.order_by()
-        .filter(state__in=FINAL)
-        .values_list("task", "state")
-        .annotate(count=Count("pk"))
-    )
+    rows = Job.objects.order_by().filter(state__in=FINAL).values_list("task", "state").annotate(count=Count("pk"))
     for task, state, count in rows:
         found[task] = found.get(task, Ends()) + Ends(**{state: count})
     return found
@@ -123,8 +120,7 @@ def stragglers(limit: int = 20) -> list[str]:
     """The jobs that have not settled, a sentence each."""
     waiting = Job.objects.exclude(state__in=FINAL).order_by("created_at")[:limit]
     return [
-        f"{job.task} {job.pk} is {job.state} ({job.reason or 'no reason'}), attempt {job.attempt}"
-        for job in waiting
+        f"{job.task} {job.pk} is {job.state} ({job.reason or 'no reason'}), attempt {job.attempt}" for job in waiting
     ]
 
 

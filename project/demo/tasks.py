@@ -177,9 +177,7 @@ def make_contact_sheet(thumbnails: list[str], sku: str) -> str:
     return str(target)
 
 
-@task(
-    queue="reports", key=NO_KEY, base=TransactionalTask, retry_policy=SHORT, time_limit=30, soft_time_limit=25
-)
+@task(queue="reports", key=NO_KEY, base=TransactionalTask, retry_policy=SHORT, time_limit=30, soft_time_limit=25)
 def nightly_report() -> dict[str, Any]:
     """Count orders and revenue; every few seconds in the demo, from the beat schedule."""
     return write_report(Report.Kind.NIGHTLY)

@@ -28,9 +28,7 @@ def gateway(tmp_path, monkeypatch):
 
 def order_with(script):
     """An order of the default round that the gateway treats by a script."""
-    return next(
-        line.number for line in Round(seed=SEED).charged() if plan.gateway_script(SEED, line.number) == script
-    )
+    return next(line.number for line in Round(seed=SEED).charged() if plan.gateway_script(SEED, line.number) == script)
 
 
 def ask(order, token="token"):

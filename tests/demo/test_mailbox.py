@@ -33,16 +33,12 @@ def mailbox(tmp_path, monkeypatch):
 
 def recipient_with(script):
     """A customer of the default round whom the mail server treats by a script."""
-    return next(
-        line.email for line in Round(seed=SEED).lines() if plan.mailbox_script(SEED, line.email) == script
-    )
+    return next(line.email for line in Round(seed=SEED).lines() if plan.mailbox_script(SEED, line.email) == script)
 
 
 def send(recipient, token="token"):
     """What comes of sending a receipt once: its Message-ID, or the code of the refusal."""
-    message = post.receipt(
-        order="01-000001", recipient=recipient, amount=Decimal("9.90"), currency="EUR", token=token
-    )
+    message = post.receipt(order="01-000001", recipient=recipient, amount=Decimal("9.90"), currency="EUR", token=token)
     try:
         return post.deliver(message)
     except smtplib.SMTPRecipientsRefused as refused:

@@ -11,9 +11,7 @@ from project.demo.round import Round
 
 def test_the_same_seed_gives_the_same_plan_in_another_process():
     code = "from project.demo.plan import *; print([gateway_script(7, f'01-{i:06d}') for i in range(200)])"
-    elsewhere = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    ).stdout
+    elsewhere = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert elsewhere.strip() == str([plan.gateway_script(7, f"01-{i:06d}") for i in range(200)])
 
 

@@ -55,9 +55,7 @@ def test_every_enqueued_job_is_promised(seeded):
 def test_a_seeding_enqueues_everything_but_what_the_import_asks_for(seeded):
     imports, closings, sale, export = 2, 2, 1, 1
     pictures_and_sheets = SMALL["products"] * (SMALL["pictures"] + 1)
-    expected = (
-        imports + SMALL["taxes"] + SMALL["subscribers"] + pictures_and_sheets + closings + sale + export
-    )
+    expected = imports + SMALL["taxes"] + SMALL["subscribers"] + pictures_and_sheets + closings + sale + export
     assert Job.objects.count() == expected
 
 

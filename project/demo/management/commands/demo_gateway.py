@@ -18,9 +18,7 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("--port", type=int, default=8071, help="Port to listen on (0: any that is free).")
-        parser.add_argument(
-            "--seed", type=int, default=conf.SEED, help="Seed of the plan (default: DEMO_SEED)."
-        )
+        parser.add_argument("--seed", type=int, default=conf.SEED, help="Seed of the plan (default: DEMO_SEED).")
         parser.add_argument(
             "--hang", type=float, default=conf.GATEWAY_HANG, help="How long an answer hangs, in seconds."
         )

@@ -18,12 +18,8 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("--port", type=int, default=8072, help="Port to listen on (0: any that is free).")
-        parser.add_argument(
-            "--seed", type=int, default=conf.SEED, help="Seed of the plan (default: DEMO_SEED)."
-        )
-        parser.add_argument(
-            "--folder", type=Path, default=conf.MAILBOX, help="Folder that messages are kept in."
-        )
+        parser.add_argument("--seed", type=int, default=conf.SEED, help="Seed of the plan (default: DEMO_SEED).")
+        parser.add_argument("--folder", type=Path, default=conf.MAILBOX, help="Folder that messages are kept in.")
 
     def handle(self, *args: Any, **options: Any) -> None:
         asyncio.run(self.serve(Sink(options["seed"], options["folder"]), options["port"]))

@@ -18,13 +18,9 @@ class Command(BaseCommand):
     help = "Write order files and pictures, and enqueue a round of the sample shop's work."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument(
-            "--seed", type=int, default=conf.SEED, help="Seed of the plan (default: DEMO_SEED)."
-        )
+        parser.add_argument("--seed", type=int, default=conf.SEED, help="Seed of the plan (default: DEMO_SEED).")
         for name, default in SIZES.items():
-            parser.add_argument(
-                f"--{name}", type=int, default=default, help=f"How many (default: {default})."
-            )
+            parser.add_argument(f"--{name}", type=int, default=default, help=f"How many (default: {default}).")
 
     def handle(self, *args: Any, **options: Any) -> None:
         try:

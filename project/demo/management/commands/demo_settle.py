@@ -22,9 +22,7 @@ class Command(BaseCommand):
     )
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument(
-            "--timeout", type=float, default=280.0, help="How long to wait, in seconds (default: 280)."
-        )
+        parser.add_argument("--timeout", type=float, default=280.0, help="How long to wait, in seconds (default: 280).")
 
     def handle(self, *args: Any, **options: Any) -> None:
         self.wait(options["timeout"])
@@ -57,9 +55,7 @@ class Command(BaseCommand):
             *expected.nightly_differences(found),
         ]
         others = [a_round for a_round in rounds if a_round.seed != ledger["seed"]]
-        complaints += [
-            f"{r.name} was seeded with {r.seed}, the gateway plays {ledger['seed']}" for r in others
-        ]
+        complaints += [f"{r.name} was seeded with {r.seed}, the gateway plays {ledger['seed']}" for r in others]
         return findings, complaints + findings.amiss
 
 

@@ -17,9 +17,7 @@ class Command(BaseCommand):
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("--username", default="admin", help="Name of the administrator (default: admin).")
         parser.add_argument("--password", default="", help="Their password (default: a random one).")
-        parser.add_argument(
-            "--every", type=int, default=5, help="Seconds between nightly reports (default: 5)."
-        )
+        parser.add_argument("--every", type=int, default=5, help="Seconds between nightly reports (default: 5).")
 
     def handle(self, *args: Any, **options: Any) -> None:
         password = options["password"] or secrets.token_urlsafe(9)
@@ -30,9 +28,7 @@ class Command(BaseCommand):
 
 def create_administrator(username: str, password: str) -> None:
     """Create the administrator, or give an existing one this password."""
-    user, _ = get_user_model().objects.get_or_create(
-        username=username, defaults={"email": f"{username}@example.test"}
-    )
+    user, _ = get_user_model().objects.get_or_create(username=username, defaults={"email": f"{username}@example.test"})
     user.is_staff = user.is_superuser = user.is_active = True
     user.set_password(password)
     user.save()
