@@ -30,8 +30,9 @@ def capture(sender: Any, job: Job, **_: Any) -> DeadLetter:
 def _contents(job: Job) -> dict[str, Any]:
     return {
         "task": job.task, "queue": job.queue, "tenant": job.tenant, "payload": job.payload, "version": job.version,
-        "headers": _headers(job), "reason": job.reason, "error_type": job.error_type, "error_message": job.error_message,
-        "traceback": job.traceback, "attempts": _attempts(job), "created_at": job.finished_at,
+        "headers": _headers(job), "reason": job.reason, "error_type": job.error_type,
+        "error_message": job.error_message, "traceback": job.traceback, "attempts": _attempts(job),
+        "created_at": job.finished_at,
         "fingerprint": fingerprint(job.task, job.error_type, job.traceback, job.reason),
     }  # fmt: skip
 
@@ -52,11 +53,18 @@ def _attempts(job: Job) -> list[dict[str, Any]]:
     rows = Attempt.objects.using(lifecycle.alias()).filter(job_id=job.pk).order_by("-number")[:ATTEMPTS_KEPT]
     return [
         {
-            "number": row.number, "worker": row.worker, "started_at": _text(row.started_at),
-            "finished_at": _text(row.finished_at), "outcome": row.outcome, "error_type": row.error_type,
-            "error_message": row.error_message, "traceback": row.traceback[-TRACEBACK_KEPT:],
-            "decision": row.decision, "reason": row.reason, "delay": row.delay,
-        }  # fmt: skip
+            "number": row.number,
+            "worker": row.worker,
+            "started_at": _text(row.started_at),
+            "finished_at": _text(row.finished_at),
+            "outcome": row.outcome,
+            "error_type": row.error_type,
+            "error_message": row.error_message,
+            "traceback": row.traceback[-TRACEBACK_KEPT:],
+            "decision": row.decision,
+            "reason": row.reason,
+            "delay": row.delay,
+        }
         for row in reversed(rows)
     ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from datetime import datetime
 from uuid import UUID
 
 from django.db import transaction
@@ -30,7 +31,12 @@ def replay(letter_id: int, *, by: str, reason: str = "", payload: Payload | None
         job = repeat(letter.job, payload)
         keep_replay(letter, job.pk, by=by, reason=reason, payload=job.payload)
         control.record_act(
-            "replay", by, f"dead letter {letter.pk}", job_id=job.pk, reason=reason, original=str(letter.job_id)
+            "replay",
+            by,
+            f"dead letter {letter.pk}",
+            job_id=job.pk,
+            reason=reason,
+            original=str(letter.job_id),
         )
     return job
 
@@ -59,9 +65,8 @@ def discard(letter_id: int, *, by: str, reason: str) -> DeadLetter:
 
 def keep_replay(letter: DeadLetter, job_id: UUID, *, by: str, reason: str, payload: str) -> Replay:
     """Record that ``job_id`` repeats the letter's job, and close the letter."""
-    _mark(letter, Status.REPLAYED, by, reason)
     return Replay.objects.using(lifecycle.alias()).create(
-        letter=letter, job_id=job_id, at=letter.closed_at, by=by, reason=reason,
+        letter=letter, job_id=job_id, at=_mark(letter, Status.REPLAYED, by, reason), by=by, reason=reason,
         payload_before=letter.payload, payload_after=payload,
     )  # fmt: skip
 
@@ -85,9 +90,10 @@ def _open(letter_id: int) -> DeadLetter:
     return letter
 
 
-def _mark(letter: DeadLetter, status: Status, by: str, reason: str) -> None:
-    now = lifecycle.database_now()
+def _mark(letter: DeadLetter, status: Status, by: str, reason: str) -> datetime:
+    now: datetime = lifecycle.database_now()
     rows = DeadLetter.objects.using(lifecycle.alias()).filter(pk=letter.pk, status=Status.OPEN)
     if not rows.update(status=status, closed_at=now, closed_by=by, closing_reason=reason):
         raise NotOpen(f"Somebody else has just closed dead letter {letter.pk}.")
     letter.status, letter.closed_at, letter.closed_by, letter.closing_reason = status, now, by, reason
+    return now

@@ -71,7 +71,7 @@ def perform(task: Any, job_id: UUID, worker: str) -> Any:
 def claim(job_id: UUID, worker: str) -> Job:
     """Start the next attempt. Raises ``Ignore`` where the job is not to be run now, or not by us."""
     token, lease = uuid4(), timedelta(seconds=settings().LEASE)
-    job = patiently(lambda: _claim(job_id, token, worker, lease))
+    job: Job | None = patiently(lambda: _claim(job_id, token, worker, lease))
     if job is None:
         patiently(lambda: refuse(job_id))
         raise Ignore(f"job {job_id} is not to be run now")
@@ -105,7 +105,9 @@ def run(task: Any, job: Job, says: Declaration) -> Outcome:
     """Run the body, whatever it does."""
     with heartbeat.watching(job) as watched:
         try:
-            upgraded = payload.upgrade(payload.decode(job.payload), job.version, says.version, says.upcasters or {}, job.task)
+            upgraded = payload.upgrade(
+                payload.decode(job.payload), job.version, says.version, says.upcasters or {}, job.task
+            )
             args, kwargs = _arguments(says, upgraded)
             with unshielded():
                 outcome: Outcome = Completed(_body(task, job, says, args, kwargs))
@@ -202,7 +204,7 @@ def _failure(error: BaseException, job: Job, says: Declaration) -> tuple[Failure
     if isinstance(error, Retry):
         return _asked(error, job, says)
     if isinstance(error, Reject):
-        return Failure(Kind.PERMANENT, f"rejected: {error.reason or 'by the task'}"), {}
+        return Failure(Kind.PERMANENT, f"rejected: {getattr(error, 'reason', None) or 'by the task'}"), {}
     if isinstance(error, Ignore):
         return Failure(Kind.CANCELLED, f"ignored by the task: {error}".rstrip(": ")), {}
     return says.retry_policy.classify(error), {}
@@ -230,7 +232,8 @@ def _for_celery(error: BaseException, decision: Decision) -> BaseException:
     if decision.target in (State.RETRYING, State.PENDING):
         original = _original(error)
         exc = original if isinstance(original, Exception) else JobFailed(str(original))
-        return Retry(decision.reason, exc=exc, when=decision.delay.total_seconds())
+        when: Any = decision.delay.total_seconds()
+        return Retry(decision.reason, exc=exc, when=when)
     if decision.target in (State.CANCELLED, State.COMPLETED):
         return Ignore(decision.reason or "completed; only the answer to its commit was lost")
     if isinstance(error, MemoryError | Ignore | Reject | Retry) or not isinstance(error, Exception):

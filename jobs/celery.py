@@ -10,7 +10,7 @@ from typing import Any
 
 from celery import signals
 from celery.app.task import Task as CeleryTask
-from celery.canvas import _chord, group
+from celery.canvas import _chord, group  # type: ignore[attr-defined]
 
 from jobs import publisher
 from jobs.publisher import HEADER, UNTRACKED, Publisher
@@ -70,7 +70,11 @@ def _send_task(app: Any, send_task: Any, name: str, args: Any = None, kwargs: An
     task = options.get("task_type") or app._tasks.get(name)
     tracked = options.pop("tracked", None)
     if not _is_tracked(name, task, tracked, options):
-        options = {k: v for k, v in options.items() if k not in ("key", "tags", "metadata", "tenant", "correlation_id", "schedule")}
+        options = {
+            k: v
+            for k, v in options.items()
+            if k not in ("key", "tags", "metadata", "tenant", "correlation_id", "schedule")
+        }
         if tracked is False:
             options["headers"] = {**(options.get("headers") or {}), HEADER: UNTRACKED}
         return send_task(name, args, kwargs, **options)
@@ -157,5 +161,3 @@ def _in_one_transaction(method: Any) -> Any:
 
     whole.mainstay = True  # type: ignore[attr-defined]
     return whole
-
-

@@ -11,12 +11,13 @@ from typing import Any
 from django.db import transaction
 from django.utils import timezone
 
-from jobs import drafts, lifecycle, outbox, successors
+from jobs import drafts, lifecycle, publisher, successors
 from jobs.conf import current as settings
 from jobs.lifecycle import Clock, Plus
 from jobs.models import Job
 from jobs.retry import Bounds, Decision, Failure, History, Kind
-from jobs.signals import job_failed, lifecycle as announced
+from jobs.signals import job_failed
+from jobs.signals import lifecycle as announced
 from jobs.states import State
 
 TRACEBACK_LIMIT = 32_000
@@ -45,7 +46,7 @@ class Report:
 
 def declared(job: Job) -> drafts.Declaration:
     """What the task of a job says of itself, in this process."""
-    return drafts.declaration(job.task, outbox.publisher().app.tasks.get(job.task))
+    return drafts.declaration(job.task, publisher.in_use().app.tasks.get(job.task))
 
 
 def conclude(job: Job, failure: Failure, report: Report, **changes: Any) -> tuple[Job, Decision]:
@@ -76,7 +77,7 @@ def decide(job: Job, failure: Failure) -> Decision:
         losses=job.losses + (failure.kind is Kind.LOST), idempotent=says.idempotent or job.key is not None,
     )  # fmt: skip
     bounds = Bounds(int(limits.MAX_LOSSES), int(limits.MAX_SNOOZES), timedelta(seconds=limits.MAX_AGE))
-    return says.retry_policy.decide(failure, history, bounds, random.random())  # noqa: S311 - jitter, not a secret
+    return says.retry_policy.decide(failure, history, bounds, random.random())
 
 
 def _move(job: Job, failure: Failure, decision: Decision, report: Report, changes: dict[str, Any]) -> Job:
@@ -94,22 +95,32 @@ def announce(job: Job, decision: Decision, failure: Failure) -> None:
     """Tell the listeners that only watch, after the commit."""
     event = {State.FAILED: "failed", State.CANCELLED: "cancelled"}.get(decision.target, "retried")
     transaction.on_commit(
-        lambda: announced.send_robust(
-            sender=Job, event=event, job_id=job.pk, task=job.task, job=job, decision=decision, failure=failure
-        )
-        and None,
+        lambda: (
+            announced.send_robust(
+                sender=Job,
+                event=event,
+                job_id=job.pk,
+                task=job.task,
+                job=job,
+                decision=decision,
+                failure=failure,
+            )
+            and None
+        ),
         using=lifecycle.alias(),
         robust=True,
     )
 
 
 def _fields(report: Report) -> dict[str, str]:
-    return {"error_type": report.error_type, "error_message": report.error_message, "traceback": report.traceback}
+    return {
+        "error_type": report.error_type,
+        "error_message": report.error_message,
+        "traceback": report.traceback,
+    }
 
 
 def _clean(text: str, limit: int) -> str:
     """Text that every database can keep: no NUL, valid UTF-8, the end kept when it is too long."""
     text = text.replace("\x00", "\\x00").encode("utf-8", "backslashreplace").decode()
     return text if len(text) <= limit else f"… {text[-limit:]}"
-
-

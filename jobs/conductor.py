@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from uuid import uuid4
@@ -94,10 +95,8 @@ class Conductor:
 
     def resign(self) -> None:
         """Give the office up, so that another copy need not wait for the lease."""
-        try:
+        with suppress(Error):
             Leader.objects.using(lifecycle.alias()).filter(office=OFFICE, holder=self.name).delete()
-        except Error:
-            pass
         connections[lifecycle.alias()].close()
 
 
@@ -105,7 +104,8 @@ def _take_office(name: str, lease: timedelta) -> bool:
     table, until, now = Leader._meta.db_table, lifecycle.clock_sql(lease), lifecycle.clock_sql()
     sql = (
         f"INSERT INTO {table} (office, holder, until, ticked_at) VALUES (%s, %s, {until}, {now}) "
-        "ON CONFLICT (office) DO UPDATE SET holder = excluded.holder, until = excluded.until, ticked_at = excluded.ticked_at "
+        "ON CONFLICT (office) DO UPDATE "
+        "SET holder = excluded.holder, until = excluded.until, ticked_at = excluded.ticked_at "
         f"WHERE {table}.holder = excluded.holder OR {table}.until < {now}"
     )
     with lifecycle.database().cursor() as cursor:

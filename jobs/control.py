@@ -70,10 +70,18 @@ def pause(*, queue: str | None = None, task: str | None = None, reason: str, by:
     kind, name = _one_of(queue, task)
     with transaction.atomic(using=lifecycle.alias()):
         pause, _ = Pause.objects.using(lifecycle.alias()).update_or_create(
-            kind=kind, name=name, defaults={"reason": reason, "by": by, "created_at": lifecycle.database_now()}
+            kind=kind,
+            name=name,
+            defaults={"reason": reason, "by": by, "created_at": lifecycle.database_now()},
         )
         lifecycle.move_all(
-            [State.RESERVED], State.PENDING, f"finished_at IS NULL AND {kind} = %s", [name], "paused", due_at=NOW, sends=0
+            [State.RESERVED],
+            State.PENDING,
+            f"finished_at IS NULL AND {kind} = %s",
+            [name],
+            "paused",
+            due_at=NOW,
+            sends=0,
         )
         record_act("pause", by, f"{kind} {name}", reason=reason)
     return pause
@@ -92,7 +100,9 @@ def resume(*, queue: str | None = None, task: str | None = None, by: str) -> boo
 def expire(limit: int = 500) -> int:
     """Cancel waiting jobs whose time has run out; return how many."""
     rows = Job.objects.using(lifecycle.alias()).filter(
-        finished_at__isnull=True, state__in=[*WAITING, State.RESERVED], expires_at__lte=lifecycle.database_now()
+        finished_at__isnull=True,
+        state__in=[*WAITING, State.RESERVED],
+        expires_at__lte=lifecycle.database_now(),
     )
     expired = 0
     for job in rows[:limit]:
@@ -115,7 +125,14 @@ def record_act(verb: str, by: str, target: str, *, job_id: UUID | None = None, r
     users = get_user_model()
     user = users._default_manager.filter(**{users.USERNAME_FIELD: by}).first() if by else None
     return Act.objects.using(lifecycle.alias()).create(
-        at=lifecycle.database_now(), by=by, user=user, verb=verb, target=target, job_id=job_id, reason=reason, details=details
+        at=lifecycle.database_now(),
+        by=by,
+        user=user,
+        verb=verb,
+        target=target,
+        job_id=job_id,
+        reason=reason,
+        details=details,
     )
 
 
@@ -130,5 +147,3 @@ def _one_of(queue: str | None, task: str | None) -> tuple[str, str]:
     if bool(queue) == bool(task):
         raise Refused("Name either a queue or a task.")
     return (Pause.Kind.QUEUE, str(queue)) if queue else (Pause.Kind.TASK, str(task))
-
-

@@ -123,14 +123,28 @@ def _blank(says: Declaration, given: dict[str, Any]) -> Job:
         priority=options.priority(given.get("priority"), says.priority).value,
         tenant=options.text("tenant", given.get("tenant"), 100),
         tags=options.tags(given.get("tags")), metadata=options.metadata(given.get("metadata")),
-        correlation_id=options.text("correlation_id", given.get("correlation_id"), 100) or context.correlation_id() or str(root),
+        correlation_id=_correlation(given) or context.correlation_id() or str(root),
         schedule=options.text("schedule", given.get("schedule"), 200),
         parent_id=options.identity("parent_id", given.get("parent_id")), root_id=root,
         group_id=group, group_index=given.get("group_index"), fanin_id=group if chord else None,
         max_attempts=says.allowed,
-        time_limit=_limit("time_limit", given, says.time_limit) or conf.current().TIME_LIMIT,
-        soft_time_limit=_limit("soft_time_limit", given, says.soft_time_limit),
+        **_limits(given, says),
     )  # fmt: skip
+
+
+def _correlation(given: dict[str, Any]) -> str:
+    return options.text("correlation_id", given.get("correlation_id"), 100)
+
+
+def _limits(given: dict[str, Any], says: Declaration) -> dict[str, float | None]:
+    """Hard and soft time limit; the soft one always comes first, or the pool would never reach the hard one."""
+    hard = _limit("time_limit", given, says.time_limit) or conf.current().TIME_LIMIT
+    soft = _limit("soft_time_limit", given, says.soft_time_limit)
+    if soft is not None and soft >= hard:
+        if given.get("soft_time_limit") not in (None, says.soft_time_limit):
+            raise OptionError(f"soft_time_limit ({soft:g} s) must be below time_limit ({hard:g} s).")
+        soft = hard * 0.9
+    return {"time_limit": hard, "soft_time_limit": soft}
 
 
 def _limit(name: str, given: dict[str, Any], declared: float | None) -> float | None:
@@ -190,4 +204,3 @@ _REPEATED = {
     "root_id", "group_id", "group_index", "fanin_id", "waits_for_id", "schedule", "canvas", "delivery", "max_attempts",
     "time_limit", "soft_time_limit",
 }  # fmt: skip
-

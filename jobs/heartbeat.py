@@ -1,4 +1,4 @@
-"""One heartbeat per process: renews the leases of long bodies, writes their progress, and stops those that must stop."""
+"""One heartbeat per process: it renews leases, writes progress, and stops the bodies that must stop."""
 
 from __future__ import annotations
 
@@ -125,7 +125,9 @@ def _look(entries: list[Watched]) -> None:
     """See who was cancelled or overtaken."""
     ids = [entry.job.pk for entry in entries]
     columns = ("state", "token", "cancel_requested_at", "cancel_reason")
-    rows = {row[0]: row[1:] for row in Job.objects.using(lifecycle.alias()).filter(pk__in=ids).values_list("pk", *columns)}
+    rows = {
+        row[0]: row[1:] for row in Job.objects.using(lifecycle.alias()).filter(pk__in=ids).values_list("pk", *columns)
+    }
     for entry in entries:
         state, token, cancelled_at, reason = rows.get(entry.job.pk, (None, None, None, ""))
         if state != State.RUNNING or token != entry.job.token:

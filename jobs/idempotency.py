@@ -61,7 +61,9 @@ def check_scope(name: str, scope: Any) -> None:
 
 def _check_template(name: str, key: str, parameters: Mapping[str, Any] | None) -> None:
     try:
-        wanted = [field.split(".")[0].split("[")[0] for _, field, _, _ in string.Formatter().parse(key) if field is not None]
+        wanted = [
+            field.split(".")[0].split("[")[0] for _, field, _, _ in string.Formatter().parse(key) if field is not None
+        ]
     except ValueError as error:
         raise DeclarationError(f"The key {key!r} of {name} is not a template: {error}.") from None
     if parameters is None:

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from django.db import connections, transaction
 
-from jobs import drafts, lifecycle, outbox, payload, successors
+from jobs import drafts, lifecycle, outbox, payload, publisher, successors
 from jobs.errors import JobsError
 from jobs.lifecycle import NOW
 from jobs.models import Job
@@ -16,7 +16,16 @@ from jobs.payload import Payload
 from jobs.signals import job_failed
 from jobs.states import State
 
-_BURIED_OPTIONS = {"task_id", "root_id", "parent_id", "group_id", "group_index", "chord", "correlation_id", "tenant"}
+_BURIED_OPTIONS = {
+    "task_id",
+    "root_id",
+    "parent_id",
+    "group_id",
+    "group_index",
+    "chord",
+    "correlation_id",
+    "tenant",
+}
 
 
 def enqueue(name: str, task: Any, args: Any, kwargs: Any, options: dict[str, Any]) -> UUID:
@@ -27,7 +36,7 @@ def enqueue(name: str, task: Any, args: Any, kwargs: Any, options: dict[str, Any
     _warn_of_foreign_transaction()
     says = drafts.declaration(name, task)
     try:
-        job = drafts.draft(name, task, args, kwargs, options, outbox.publisher().app.timezone)
+        job = drafts.draft(name, task, args, kwargs, options, publisher.in_use().app.timezone)
         job.queue = outbox.queue_of(job.queue, name, task, options)
         job.canvas = outbox.canvas(options, name)
     except JobsError as error:
@@ -46,7 +55,7 @@ def enqueue(name: str, task: Any, args: Any, kwargs: Any, options: dict[str, Any
 def adopt(name: str, task: Any, args: Any, kwargs: Any, options: dict[str, Any]) -> None:
     """Record a job for a message that is in the broker already: reserved, and not sent again."""
     try:
-        job = drafts.draft(name, task, args, kwargs, options, outbox.publisher().app.timezone)
+        job = drafts.draft(name, task, args, kwargs, options, publisher.in_use().app.timezone)
         job.canvas = outbox.canvas(options, name)
     except JobsError as error:
         bury(name, args, kwargs, options, error)
@@ -69,9 +78,9 @@ def follow(job: Job, owner: UUID) -> None:
 def bury(name: str, args: Any, kwargs: Any, options: dict[str, Any], error: JobsError) -> UUID:
     """Keep a call that nobody can be told about as a failed job with its dead letter."""
     wanted = {k: v for k, v in options.items() if k in _BURIED_OPTIONS}
-    job = drafts.draft(name, None, (), {}, wanted, outbox.publisher().app.timezone)
+    job = drafts.draft(name, None, (), {}, wanted, publisher.in_use().app.timezone)
     job.payload = payload.encode(Payload(tuple(args or ()), dict(kwargs or {})))
-    job.queue, job.canvas = outbox.publisher().app.conf.task_default_queue, outbox.canvas(options, name)
+    job.queue, job.canvas = publisher.in_use().app.conf.task_default_queue, outbox.canvas(options, name)
     job.state, job.reason, job.finished_at = State.FAILED, "could not be enqueued", NOW  # type: ignore[assignment]
     job.error_type, job.error_message = f"{type(error).__module__}.{type(error).__qualname__}", str(error)
     with transaction.atomic(using=lifecycle.alias()):

@@ -53,7 +53,8 @@ def insert(job: Job) -> bool:
     """
     fields = Job._meta.concrete_fields
     columns, values = zip(*((_quoted(f.column), _compiled(f, getattr(job, f.attname))) for f in fields), strict=True)
-    sql = f"INSERT INTO {_table()} ({', '.join(columns)}) VALUES ({', '.join(v for v, _ in values)}) ON CONFLICT DO NOTHING"
+    names, marks = ", ".join(columns), ", ".join(sql for sql, _ in values)
+    sql = f"INSERT INTO {_table()} ({names}) VALUES ({marks}) ON CONFLICT DO NOTHING"
     return _execute(sql, [p for _, parameters in values for p in parameters]) == 1
 
 
@@ -83,7 +84,8 @@ def move(job: Job, target: State, reason: str = "", **changes: Any) -> Job:
     rows = _update(changes, guard, seen, returning=True)
     if not rows:
         raise MoveRefused(f"Job {job.pk} is no longer {job.state} in attempt {job.attempt}.")
-    return rows[0]
+    moved: Job = rows[0]
+    return moved
 
 
 def complete(job: Job, result: str | None, **changes: Any) -> bool:
@@ -103,7 +105,9 @@ def amend(job: Job, **changes: Any) -> bool:
     return bool(_update(changes, guard, seen))
 
 
-def move_all(seen: Iterable[State], target: State, where: str, parameters: Sequence[Any], reason: str, **changes: Any) -> int:
+def move_all(
+    seen: Iterable[State], target: State, where: str, parameters: Sequence[Any], reason: str, **changes: Any
+) -> int:
     """Move all jobs in the states ``seen`` for which the SQL ``where`` holds; return how many."""
     seen = list(seen)
     assert all(target in MOVES[state] for state in seen)
@@ -161,7 +165,10 @@ def clock_sql(delta: timedelta = timedelta(0)) -> str:
 
 
 def _guard(job: Job) -> tuple[str, list[Any]]:
-    guard, seen = "id = %s AND state = %s AND attempt = %s", [_id(job.pk), State(job.state).value, job.attempt]
+    guard, seen = (
+        "id = %s AND state = %s AND attempt = %s",
+        [_id(job.pk), State(job.state).value, job.attempt],
+    )
     if job.state == State.RUNNING:
         return f"{guard} AND token = %s", [*seen, _id(job.token)]
     return guard, seen
@@ -169,11 +176,12 @@ def _guard(job: Job) -> tuple[str, list[Any]]:
 
 def _update(changes: dict[str, Any], where: str, parameters: Sequence[Any], *, returning: bool = False) -> Any:
     """Run one UPDATE; return the rows as jobs, or how many there were."""
-    sets, values = [], []
+    sets: list[str] = []
+    values: list[Any] = []
     for name, value in changes.items():
-        field = Job._meta.get_field(name)
-        sql, given = _compiled(field, value)  # type: ignore[arg-type]
-        sets.append(f"{_quoted(field.column)} = {sql}")  # type: ignore[union-attr]
+        field: Any = Job._meta.get_field(name)
+        sql, given = _compiled(field, value)
+        sets.append(f"{_quoted(field.column)} = {sql}")
         values += given
     sql = f"UPDATE {_table()} SET {', '.join(sets)} WHERE {where}"
     if not returning:
@@ -240,5 +248,5 @@ def _table() -> str:
     return Job._meta.db_table
 
 
-def _quoted(name: str) -> str:
-    return database().ops.quote_name(name)
+def _quoted(name: Any) -> str:
+    return str(database().ops.quote_name(name))

@@ -87,9 +87,7 @@ class Job(models.Model):
         ]
         default_permissions = ("view",)
         constraints: ClassVar = [
-            models.UniqueConstraint(
-                fields=["task", "key"], condition=_UNFINISHED, name="one_unfinished_job_per_key"
-            ),
+            models.UniqueConstraint(fields=["task", "key"], condition=_UNFINISHED, name="one_unfinished_job_per_key"),
             models.CheckConstraint(
                 condition=Q(state__in=sorted(FINAL)) | _UNFINISHED, name="only_final_jobs_are_finished"
             ),
@@ -281,5 +279,3 @@ class Act(models.Model):
 
     def __str__(self) -> str:
         return f"{self.by}: {self.verb} {self.target}"
-
-

@@ -103,7 +103,9 @@ def identity(name: str, value: Any) -> UUID | None:
 def priority(value: Any, default: Any) -> Priority:
     """The priority of a call, else the task's own, else normal."""
     try:
-        return priority_from(default if value is None else value) if (value, default) != (None, None) else Priority.NORMAL
+        return (
+            priority_from(default if value is None else value) if (value, default) != (None, None) else Priority.NORMAL
+        )
     except ValueError as error:
         raise OptionError(str(error)) from None
 

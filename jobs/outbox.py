@@ -11,13 +11,12 @@ from uuid import UUID
 
 from django.db import transaction
 
-from jobs import keys, lifecycle, payload
+from jobs import keys, lifecycle, payload, publisher
 from jobs.conf import current as settings
 from jobs.errors import BrokerUnavailable, OptionError
 from jobs.idempotency import WHILE_UNFINISHED, KeyScope
 from jobs.lifecycle import NOW, Clock
 from jobs.models import Job
-from jobs.publisher import in_use as publisher
 from jobs.signals import lifecycle as announced
 from jobs.states import State
 
@@ -62,7 +61,7 @@ def _place(job: Job) -> None:
     if fanin_id is not None:
         job.state, job.due_at, job.waits_for_id = State.PENDING, None, fanin_id
         job.reason = "waits for the members of its chord"
-    elif job.state == State.RESERVED and publisher().paused:
+    elif job.state == State.RESERVED and publisher.in_use().paused:
         job.state, job.reason = State.PENDING, UNREACHABLE
     if job.state == State.RESERVED:
         # Mark first, send second: a crash between leaves a reserved row, which the reconciler sends again.
@@ -106,7 +105,7 @@ def send(jobs: Sequence[Job]) -> int:
     """
     for sent, job in enumerate(jobs):
         try:
-            publisher().publish(job)
+            publisher.in_use().publish(job)
         except BrokerUnavailable as error:
             take_back(jobs[sent:], f"{UNREACHABLE}: {error}")
             return sent
@@ -118,13 +117,19 @@ def take_back(jobs: Sequence[Job], reason: str) -> None:
     marks = ", ".join(["%s"] * len(jobs))
     ids = [Job._meta.pk.get_db_prep_value(job.pk, lifecycle.database()) for job in jobs]
     lifecycle.move_all(
-        [State.RESERVED], State.PENDING, f"id IN ({marks})", ids, reason, due_at=Clock(timedelta(seconds=1)), sends=0
+        [State.RESERVED],
+        State.PENDING,
+        f"id IN ({marks})",
+        ids,
+        reason,
+        due_at=Clock(timedelta(seconds=1)),
+        sends=0,
     )
 
 
 def release(limit: int | None = None) -> int:
     """Hand up to ``limit`` due jobs to the broker, most urgent first; return how many went."""
-    if publisher().paused:
+    if publisher.in_use().paused:
         return 0
     return send(lifecycle.reserve_due(limit or int(settings().RELEASE_BATCH)))
 
@@ -151,7 +156,7 @@ def queue_of(declared: str, name: str, task: Any, options: dict[str, Any]) -> st
 
     Raises ``OptionError`` for a queue that the project does not declare.
     """
-    app = publisher().app
+    app = publisher.in_use().app
     known = set(settings().QUEUES) or (set(app.amqp.queues) if app.conf.task_queues else set())
     queue = declared or _routed(app, name, task, options)
     if known and queue not in known:

@@ -159,9 +159,14 @@ def _validated(run: Callable[..., Any], bound: inspect.BoundArguments) -> dict[s
 def _adapter(run: Callable[..., Any]) -> tuple[TypeAdapter[Any], frozenset[str]]:
     """A validator for the annotated parameters of a body, and their names."""
     hints = get_type_hints(inspect.unwrap(getattr(run, "__func__", run)), include_extras=True)
-    single = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    single = (
+        inspect.Parameter.POSITIONAL_ONLY,
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+        inspect.Parameter.KEYWORD_ONLY,
+    )
     fields = {n: hints[n] for n, p in signature_of(run).parameters.items() if n in hints and p.kind in single}
-    shape = TypedDict("Payload", fields, total=False)  # type: ignore[operator]
+    typed_dict: Any = TypedDict
+    shape = typed_dict("Payload", fields, total=False)
     shape.__pydantic_config__ = ConfigDict(arbitrary_types_allowed=True)
     return TypeAdapter(shape), frozenset(fields)
 
@@ -176,7 +181,11 @@ def _plain(value: Any) -> Any:
 
 
 def upgrade(
-    payload: Payload, version: int, current: int, upcasters: Mapping[int, Callable[[Payload], Payload]], task: str
+    payload: Payload,
+    version: int,
+    current: int,
+    upcasters: Mapping[int, Callable[[Payload], Payload]],
+    task: str,
 ) -> Payload:
     """Bring a payload that old code queued to the version that the task has now.
 

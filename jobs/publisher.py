@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from jobs import conf, payload
@@ -68,10 +69,8 @@ class Publisher:
         """Drop this thread's connection; the next message opens a new one."""
         producer, self._kept.producer = self._producer_here(), None
         if producer is not None:
-            try:
+            with suppress(Exception):  # it is being thrown away because it is broken
                 producer.connection.collapse() if hasattr(producer.connection, "collapse") else producer.close()
-            except Exception:  # noqa: S110 - it is being thrown away because it is broken
-                pass
 
     def _sent_afresh(self, job: Job) -> bool:
         try:
@@ -84,13 +83,16 @@ class Publisher:
     def _send(self, job: Job) -> None:
         content = payload.decode(job.payload)
         carried = payload.from_json(job.delivery) if job.delivery else {}
-        headers = {**(carried.pop("headers", None) or {}), HEADER: {"job": str(job.pk), "correlation_id": job.correlation_id}}
+        headers = {
+            **(carried.pop("headers", None) or {}),
+            HEADER: {"job": str(job.pk), "correlation_id": job.correlation_id},
+        }
         if not carried.get("exchange"):
             carried["queue"] = job.queue
         self._send_task(
             job.task, list(content.args), content.kwargs, task_id=str(job.pk), producer=self._producer(),
-            headers=headers, priority=self._priority(job.priority), root_id=_text(job.root_id), parent_id=_text(job.parent_id),
-            group_id=_text(job.group_id), group_index=job.group_index, time_limit=job.time_limit,
+            headers=headers, priority=self._priority(job.priority), root_id=_text(job.root_id),
+            parent_id=_text(job.parent_id), group_id=_text(job.group_id), group_index=job.group_index, time_limit=job.time_limit,
             soft_time_limit=job.soft_time_limit, ignore_result=True, add_to_parent=False, retry=False, **carried,
         )  # fmt: skip
 

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 
 from django.db.models import Min
 
-from jobs import conclusion, lifecycle, outbox, successors
+from jobs import conclusion, lifecycle, publisher, successors
 from jobs.conf import current as settings
 from jobs.errors import BrokerUnavailable, MoveRefused
 from jobs.lifecycle import Clock
@@ -38,7 +38,7 @@ class Reconciler:
         """A moment after ``oldest`` at which the queue was empty, if every live worker has reported since."""
         try:
             now = lifecycle.database_now()
-            if outbox.publisher().depth(queue):
+            if publisher.in_use().depth(queue):
                 self.empty_since.pop(queue, None)
                 return None
         except BrokerUnavailable:
@@ -83,7 +83,7 @@ def _lost(job: Job) -> bool:
             successors.finish(
                 job, State.FAILED, f"sent {job.sends} times and never claimed",
                 error_type="jobs.errors.NeverClaimed",
-                error_message=f"No worker claimed this job. Is there one for the queue {job.queue!r} that knows {job.task}?",
+                error_message=f"Nobody claimed it. Does a worker of queue {job.queue!r} know {job.task}?",
             )  # fmt: skip
         else:
             wait = conclusion.declared(job).retry_policy.backoff(job.sends) if job.sends > 1 else timedelta(0)
@@ -91,5 +91,3 @@ def _lost(job: Job) -> bool:
     except MoveRefused:
         return False
     return True
-
-

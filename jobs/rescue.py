@@ -44,7 +44,9 @@ def force_cancel(limit: int = 200) -> int:
     """Cancel running jobs that were asked to stop and have not done so within the grace; return how many."""
     grace = timedelta(seconds=settings().CANCEL_GRACE)
     asked = Job.objects.using(lifecycle.alias()).filter(
-        state=State.RUNNING, finished_at__isnull=True, cancel_requested_at__lt=lifecycle.database_now() - grace
+        state=State.RUNNING,
+        finished_at__isnull=True,
+        cancel_requested_at__lt=lifecycle.database_now() - grace,
     )
     return sum(_cancelled(job) for job in asked[:limit])
 
@@ -68,5 +70,3 @@ def _cancelled(job: Job) -> bool:
     except MoveRefused:
         return False
     return True
-
-

@@ -14,12 +14,13 @@ from jobs.models import Job
 from jobs.states import CELERY_STATE, State
 
 
-class JobBackend(BaseBackend):  # type: ignore[misc]
+class JobBackend(BaseBackend):
     """``AsyncResult`` over the job row. Nothing is written for a tracked task: its row says it all.
 
     Untracked tasks and group results use django-celery-results when it is installed, else the project's own backend.
     """
 
+    app: Any
     persistent = True
     supports_autoexpire = False
 
@@ -35,11 +36,14 @@ class JobBackend(BaseBackend):  # type: ignore[misc]
             configured = getattr(self.app, "mainstay_untracked_backend", None) or self.app.conf.result_backend
             if not configured and apps.is_installed("django_celery_results"):
                 configured = "django_celery_results.backends.database:DatabaseBackend"
-            backend, url = backends.by_url(configured or "disabled", self.app.loader)
+            found: Any = backends.by_url(configured or "disabled", self.app.loader)
+            backend, url = found
             self._untracked = backend(app=self.app, url=url)
         return self._untracked
 
-    def store_result(self, task_id: str, result: Any, state: str, traceback: Any = None, request: Any = None, **kwargs: Any) -> Any:
+    def store_result(
+        self, task_id: str, result: Any, state: str, traceback: Any = None, request: Any = None, **kwargs: Any
+    ) -> Any:
         """Keep the result of an untracked task; of a tracked one, its attempt recorded it already."""
         if self._is_tracked(task_id, request):
             return result
@@ -113,7 +117,8 @@ class JobBackend(BaseBackend):  # type: ignore[misc]
             state = progress.get("celery_state") or state
         return {
             "task_id": str(job.pk), "status": state, "result": self._result(job), "traceback": job.traceback or None,
-            "date_done": job.finished_at, "children": [], "name": job.task, "parent_id": job.parent_id and str(job.parent_id),
+            "date_done": job.finished_at, "children": [], "name": job.task,
+            "parent_id": job.parent_id and str(job.parent_id),
         }  # fmt: skip
 
     def _result(self, job: Job) -> Any:
@@ -129,7 +134,11 @@ class JobBackend(BaseBackend):  # type: ignore[misc]
 
 def _exception(backend: JobBackend, dotted: str, message: str) -> Any:
     module, _, name = dotted.rpartition(".")
-    described = {"exc_type": name or "Exception", "exc_module": module or "builtins", "exc_message": [message]}
+    described = {
+        "exc_type": name or "Exception",
+        "exc_module": module or "builtins",
+        "exc_message": [message],
+    }
     return backend.exception_to_python(described)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from datetime import timedelta
+from typing import Any
+from uuid import UUID
 
 from django.db import models, transaction
 
@@ -41,12 +43,16 @@ def prune(
 
 
 def _checked(older_than: timedelta, states: Iterable[State]) -> list[State]:
-    if not isinstance(older_than, timedelta) or older_than <= timedelta(0):
-        raise Refused("Prune needs an age: how long ago must a job have finished? For example older_than=timedelta(days=30).")
+    if not isinstance(older_than, timedelta) or older_than <= timedelta(0):  # type: ignore[redundant-expr]
+        raise Refused(
+            "Prune needs an age: how long ago must a job have finished? For example older_than=timedelta(days=30)."
+        )
     wanted = [State(state) for state in states]
     waiting = [state.value for state in wanted if state not in FINAL]
     if waiting or not wanted:
-        raise Refused(f"Only finished jobs can be pruned (completed, cancelled, failed), not {', '.join(waiting) or 'none'}.")
+        raise Refused(
+            f"Only finished jobs can be pruned (completed, cancelled, failed), not {', '.join(waiting) or 'none'}."
+        )
     return wanted
 
 
@@ -57,7 +63,7 @@ def _prunable(states: list[State], before: object) -> models.QuerySet[Job]:
     return jobs.exclude(pk__in=_kept()).order_by("finished_at")
 
 
-def _kept() -> models.QuerySet[models.Model]:
+def _kept() -> Any:
     """Jobs that another app protects: those with an open dead letter."""
     protected = [r for r in Job._meta.related_objects if r.on_delete is models.PROTECT]
     letters = protected[0].related_model if protected else None
@@ -66,7 +72,7 @@ def _kept() -> models.QuerySet[models.Model]:
     return letters._default_manager.using(lifecycle.alias()).filter(status="open").values("job_id")
 
 
-def _let_go(ids: list[object]) -> None:
+def _let_go(ids: list[UUID]) -> None:
     for relation in Job._meta.related_objects:
         rows = relation.related_model._default_manager.using(lifecycle.alias())
         rows.filter(**{f"{relation.field.name}__in": ids}).delete()

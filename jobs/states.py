@@ -31,9 +31,7 @@ class Priority(IntEnum):
 MOVES: dict[State, frozenset[State]] = {
     State.PENDING: frozenset({State.PENDING, State.RESERVED, State.CANCELLED, State.COMPLETED, State.FAILED}),
     State.RESERVED: frozenset({State.PENDING, State.RUNNING, State.CANCELLED, State.FAILED}),
-    State.RUNNING: frozenset(
-        {State.COMPLETED, State.FAILED, State.RETRYING, State.CANCELLED, State.PENDING}
-    ),
+    State.RUNNING: frozenset({State.COMPLETED, State.FAILED, State.RETRYING, State.CANCELLED, State.PENDING}),
     State.RETRYING: frozenset({State.RETRYING, State.PENDING, State.RESERVED, State.CANCELLED, State.FAILED}),
     State.COMPLETED: frozenset(),
     State.FAILED: frozenset(),

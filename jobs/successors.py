@@ -11,10 +11,10 @@ from contextvars import ContextVar
 from typing import Any
 from uuid import UUID
 
-from celery.canvas import Signature, maybe_signature
+from celery.canvas import maybe_signature
 from django.db import transaction
 
-from jobs import drafts, keys, lifecycle, outbox, payload
+from jobs import drafts, keys, lifecycle, outbox, payload, publisher
 from jobs.errors import DependencyFailed, JobsError, MoveRefused
 from jobs.idempotency import WHILE_UNFINISHED
 from jobs.lifecycle import NOW
@@ -64,7 +64,7 @@ def follow(job: Job, owner: UUID) -> None:
             settle_follower(job, finished)
 
 
-def replace(job: Job, signature: Signature) -> None:
+def replace(job: Job, signature: Any) -> None:
     """Start ``signature`` in place of a running job, which then settles as its last job does."""
     lineage = {"parent_id": str(job.pk), "root_id": str(job.root_id or job.pk)}
     owner = UUID(str(signature.freeze().id))
@@ -96,7 +96,7 @@ def finish(job: Job, target: State, reason: str, **changes: Any) -> Job:
     return job
 
 
-def open_fanin(fanin_id: UUID, size: int, body: Signature) -> None:
+def open_fanin(fanin_id: UUID, size: int, body: Any) -> None:
     """Begin a chord: its body is recorded from the start, held until the last member of the header settles."""
     with transaction.atomic(using=lifecycle.alias()):
         FanIn.objects.using(lifecycle.alias()).create(
@@ -136,12 +136,10 @@ def _call_errbacks(job: Job, errbacks: Any) -> None:
     """Enqueue what was linked to the failure; it is given the id of the failed job, as in Celery."""
     with _as_successor():
         for errback in errbacks:
-            _signature(errback).apply_async(
-                (str(job.pk),), parent_id=str(job.pk), root_id=str(job.root_id or job.pk)
-            )
+            _signature(errback).apply_async((str(job.pk),), parent_id=str(job.pk), root_id=str(job.root_id or job.pk))
 
 
-def _strand(job: Job, signature: Signature) -> None:
+def _strand(job: Job, signature: Any) -> None:
     """What a chain would have ended with can no longer come: tell those who wait for it."""
     options = signature.options
     end = options.get("task_id")
@@ -153,7 +151,7 @@ def _strand(job: Job, signature: Signature) -> None:
         settle_follower(follower, job)
 
 
-def _ends(signatures: Any) -> Iterator[Signature]:
+def _ends(signatures: Any) -> Iterator[Any]:
     """The signatures with which a canvas ends: those that others wait for."""
     for signature in map(_signature, signatures):
         members = getattr(signature, "tasks", None)
@@ -234,7 +232,9 @@ def _again(body: Job) -> Job:
         return existing
     copy = drafts.copy(body, state=State.PENDING, due_at=None, reason="its chord is complete after a replay")
     lifecycle.insert(copy)
-    job_replayed.send(sender=Job, original=body.pk, job=copy.pk, by="mainstay", reason="its chord was completed by a replay")
+    job_replayed.send(
+        sender=Job, original=body.pk, job=copy.pk, by="mainstay", reason="its chord was completed by a replay"
+    )
     kept = lifecycle.seen(copy.pk)
     assert kept is not None
     return kept
@@ -245,13 +245,19 @@ def fulfil(job: Job, value: Any) -> None:
 
     Raises a ``JobsError`` when the payload does not fit its task.
     """
-    says = drafts.declaration(job.task, outbox.publisher().app.tasks.get(job.task))
+    says = drafts.declaration(job.task, publisher.in_use().app.tasks.get(job.task))
     drafts.fill(job, says, payload.decode(job.payload).fulfilled(value), job.key)
     owner = _owner(job, says)
     if owner is not None:
         follow(job, owner)
         return
-    changes = {"payload": job.payload, "key": job.key, "due_at": NOW, "sent_at": NOW, "sends": 1}
+    changes: dict[str, Any] = {
+        "payload": job.payload,
+        "key": job.key,
+        "due_at": NOW,
+        "sent_at": NOW,
+        "sends": 1,
+    }
     reserved = lifecycle.move(job, State.RESERVED, **changes)
     outbox.send_on_commit([reserved])
 
@@ -281,5 +287,5 @@ def _result(job: Job) -> Any:
     return None if text is None else payload.from_json(text)
 
 
-def _signature(content: Any) -> Signature:
-    return maybe_signature(content, app=outbox.publisher().app)
+def _signature(content: Any) -> Any:
+    return maybe_signature(content, app=publisher.in_use().app)

@@ -47,7 +47,7 @@ def _take_over(cls: type, name: str, ours: str) -> None:
         setattr(cls, ours, value)
 
 
-class Tracked(DjangoTask):  # type: ignore[misc]
+class Tracked(DjangoTask[..., Any]):
     """What every task of an app with Mainstay is: its calls are jobs, its runs are attempts."""
 
     abstract = True
@@ -81,9 +81,16 @@ class Tracked(DjangoTask):  # type: ignore[misc]
         request = self.request
         if request.called_directly or request.is_eager:
             return super().retry(
-                args=args, kwargs=kwargs, exc=exc, throw=throw, eta=eta, countdown=countdown, max_retries=max_retries, **options
+                args=args,
+                kwargs=kwargs,
+                exc=exc,
+                throw=throw,
+                eta=eta,
+                countdown=countdown,
+                max_retries=max_retries,
+                **options,
             )
-        signal = Retry(exc=exc, when=eta or countdown)
+        signal: Any = Retry(exc=exc, when=eta or countdown)
         signal.mainstay = {
             "delay": _wait(eta, countdown, self), "max_attempts": None if max_retries is None else max_retries + 1,
             "payload": _changed(request, args, kwargs),
@@ -143,7 +150,7 @@ class Tracked(DjangoTask):  # type: ignore[misc]
 
 def _wait(eta: Any, countdown: Any, task: Any) -> timedelta | None:
     if eta is not None:
-        return max(timedelta(0), eta - timezone.now())
+        return max(timedelta(0), timedelta(seconds=(eta - timezone.now()).total_seconds()))
     if countdown is not None:
         return timedelta(seconds=countdown)
     own = vars(type(task)).get("default_retry_delay")
@@ -225,7 +232,7 @@ class Task(Tracked):
     abstract = True
     typed: ClassVar[bool] = True
     queue: ClassVar[str | None]
-    priority: ClassVar[Any]
+    priority: ClassVar[Any]  # type: ignore[misc]
     key: ClassVar[Any] = NO_KEY
     key_scope: ClassVar[KeyScope] = WHILE_UNFINISHED
     version: ClassVar[int] = 1
@@ -234,9 +241,7 @@ class Task(Tracked):
     idempotent: ClassVar[bool] = False
     transactional: ClassVar[bool] = False
 
-    run: Callable[..., Any]
-
-    delay = _Delay()
+    delay = _Delay()  # type: ignore[assignment]
     apply_async = _Verb()
     s = _Verb()
     si = _Verb()
@@ -286,14 +291,24 @@ def task(
     upcasters: Mapping[int, Callable[[Payload], Payload]] | None = ..., retry_policy: RetryPolicy | None = ...,
     time_limit: float | None = ..., soft_time_limit: float | None = ..., idempotent: bool | None = ...,
 ) -> Callable[[Callable[P, R]], FunctionTask[P, R]]: ...  # fmt: skip
-def task(fun: Any = None, /, *, base: type[Task] = Task, bind: bool = False, name: str | None = None, **declared: Any) -> Any:
+def task(
+    fun: Any = None,
+    /,
+    *,
+    base: type[Task] = Task,
+    bind: bool = False,
+    name: str | None = None,
+    **declared: Any,
+) -> Any:
     """Make a task of a function: ``@task`` or ``@task(key="invoice:{invoice_id}", queue="payments")``.
 
     ``base`` is ``Task``, ``IdempotentTask`` or ``TransactionalTask``; with ``bind`` the function gets the task first.
     """
     unknown = set(declared) - _DECLARABLE
     if unknown:
-        raise DeclarationError(f"@task does not know {', '.join(sorted(unknown))}. It takes: {', '.join(sorted(_DECLARABLE))}.")
+        raise DeclarationError(
+            f"@task does not know {', '.join(sorted(unknown))}. It takes: {', '.join(sorted(_DECLARABLE))}."
+        )
     given = {k: v for k, v in declared.items() if v is not None}
 
     def decorate(function: Callable[..., Any]) -> Any:
@@ -301,7 +316,8 @@ def task(fun: Any = None, /, *, base: type[Task] = Task, bind: bool = False, nam
         _check_declared(name or f"{function.__module__}.{function.__name__}", check, _parameters(function, skip=bind))
         from celery import shared_task
 
-        return shared_task(base=base, bind=bind, name=name, **given)(function)
+        make: Any = shared_task
+        return make(base=base, bind=bind, name=name, **given)(function)
 
     return decorate if fun is None else decorate(fun)
 
@@ -363,6 +379,7 @@ def _share(cls: type[Task]) -> None:
         return app.tasks.get(cls.name) or app.register_task(cls())
 
     _state.connect_on_app_finalize(register)
-    for app in _state._get_active_apps():
+    active: Any = getattr(_state, "_get_active_apps")()  # noqa: B009 - it has no stub
+    for app in active:
         if app.finalized:
             register(app)

@@ -7,7 +7,6 @@ import os
 import threading
 from typing import Any
 
-from billiard.einfo import ExceptionWithTraceback
 from billiard.exceptions import Terminated, TimeLimitExceeded, WorkerLostError
 from celery import signals
 from celery.worker import state as worker_state
@@ -22,20 +21,20 @@ logger = logging.getLogger("jobs.worker")
 REPORT_EVERY = 2.0  # seconds
 
 
-class Request(CeleryRequest):  # type: ignore[misc]
+class Request(CeleryRequest):
     """A message in the worker's main process, where the death of a child is seen."""
 
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> Any:
         """A child died, was killed at its limit, or only reported an error: the first two are rescued at once."""
         error = exc_info.exception
-        error = error.exc if isinstance(error, ExceptionWithTraceback) else error
+        error = getattr(error, "exc", None) or error  # billiard wraps it with its traceback
         if isinstance(error, WorkerLostError | TimeLimitExceeded | Terminated | SystemExit | KeyboardInterrupt):
             _in_background(rescue.lost_child, self.id, self.worker_pid, str(error))
         return super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
 
     def _announce_revoked(self, reason: str, terminated: bool, signum: Any, expired: bool) -> None:
         """Celery's revoke, from Flower or by remote control, is made durable: it cancels the job."""
-        super()._announce_revoked(reason, terminated, signum, expired)
+        super()._announce_revoked(reason, terminated, signum, expired)  # type: ignore[misc]
         _in_background(rescue.revoked, self.id, reason)
 
 
@@ -93,5 +92,3 @@ def report(instance: Any, started: Any = None) -> Any:
     }  # fmt: skip
     Worker.objects.using(lifecycle.alias()).update_or_create(name=instance.hostname, defaults=seen)
     return seen["started_at"]
-
-

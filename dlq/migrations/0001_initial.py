@@ -5,79 +5,110 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-
     initial = True
 
     dependencies = [
-        ('jobs', '0001_initial'),
+        ("jobs", "0001_initial"),
     ]
 
     operations = [
         migrations.CreateModel(
-            name='DeadLetter',
+            name="DeadLetter",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('task', models.CharField(max_length=255)),
-                ('queue', models.CharField(max_length=100)),
-                ('tenant', models.CharField(blank=True, default='', max_length=100)),
-                ('payload', models.TextField()),
-                ('version', models.PositiveIntegerField(default=1)),
-                ('headers', models.JSONField(default=dict, help_text='options the job carried beyond its payload')),
-                ('reason', models.CharField(blank=True, default='', help_text='why it will not run again', max_length=255)),
-                ('error_type', models.CharField(blank=True, default='', max_length=255)),
-                ('error_message', models.TextField(blank=True, default='')),
-                ('traceback', models.TextField(blank=True, default='')),
-                ('attempts', models.JSONField(default=list, help_text='the attempts, oldest first')),
-                ('fingerprint', models.CharField(help_text='same task, error and place in the code', max_length=64)),
-                ('status', models.CharField(choices=[('open', 'open'), ('replayed', 'replayed'), ('resolved', 'resolved'), ('discarded', 'discarded')], default='open', max_length=10)),
-                ('created_at', models.DateTimeField()),
-                ('closed_at', models.DateTimeField(blank=True, null=True)),
-                ('closed_by', models.CharField(blank=True, default='', max_length=150)),
-                ('closing_reason', models.TextField(blank=True, default='')),
-                ('job', models.OneToOneField(on_delete=django.db.models.deletion.PROTECT, related_name='dead_letter', to='jobs.job')),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("task", models.CharField(max_length=255)),
+                ("queue", models.CharField(max_length=100)),
+                ("tenant", models.CharField(blank=True, default="", max_length=100)),
+                ("payload", models.TextField()),
+                ("version", models.PositiveIntegerField(default=1)),
+                ("headers", models.JSONField(default=dict, help_text="options the job carried beyond its payload")),
+                (
+                    "reason",
+                    models.CharField(blank=True, default="", help_text="why it will not run again", max_length=255),
+                ),
+                ("error_type", models.CharField(blank=True, default="", max_length=255)),
+                ("error_message", models.TextField(blank=True, default="")),
+                ("traceback", models.TextField(blank=True, default="")),
+                ("attempts", models.JSONField(default=list, help_text="the attempts, oldest first")),
+                ("fingerprint", models.CharField(help_text="same task, error and place in the code", max_length=64)),
+                (
+                    "status",
+                    models.CharField(
+                        choices=[
+                            ("open", "open"),
+                            ("replayed", "replayed"),
+                            ("resolved", "resolved"),
+                            ("discarded", "discarded"),
+                        ],
+                        default="open",
+                        max_length=10,
+                    ),
+                ),
+                ("created_at", models.DateTimeField()),
+                ("closed_at", models.DateTimeField(blank=True, null=True)),
+                ("closed_by", models.CharField(blank=True, default="", max_length=150)),
+                ("closing_reason", models.TextField(blank=True, default="")),
+                (
+                    "job",
+                    models.OneToOneField(
+                        on_delete=django.db.models.deletion.PROTECT, related_name="dead_letter", to="jobs.job"
+                    ),
+                ),
             ],
             options={
-                'verbose_name': 'dead letter',
-                'ordering': ['-created_at', '-id'],
-                'permissions': [('replay_deadletter', 'Can replay dead letters'), ('edit_payload', 'Can edit the payload of a replay'), ('resolve_deadletter', 'Can resolve and discard dead letters')],
-                'default_permissions': ('view',),
+                "verbose_name": "dead letter",
+                "ordering": ["-created_at", "-id"],
+                "permissions": [
+                    ("replay_deadletter", "Can replay dead letters"),
+                    ("edit_payload", "Can edit the payload of a replay"),
+                    ("resolve_deadletter", "Can resolve and discard dead letters"),
+                ],
+                "default_permissions": ("view",),
             },
         ),
         migrations.CreateModel(
-            name='Replay',
+            name="Replay",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('job_id', models.UUIDField(help_text='the new job')),
-                ('at', models.DateTimeField()),
-                ('by', models.CharField(max_length=150)),
-                ('reason', models.TextField(blank=True, default='')),
-                ('payload_before', models.TextField()),
-                ('payload_after', models.TextField()),
-                ('letter', models.OneToOneField(on_delete=django.db.models.deletion.CASCADE, related_name='replay', to='dlq.deadletter')),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("job_id", models.UUIDField(help_text="the new job")),
+                ("at", models.DateTimeField()),
+                ("by", models.CharField(max_length=150)),
+                ("reason", models.TextField(blank=True, default="")),
+                ("payload_before", models.TextField()),
+                ("payload_after", models.TextField()),
+                (
+                    "letter",
+                    models.OneToOneField(
+                        on_delete=django.db.models.deletion.CASCADE, related_name="replay", to="dlq.deadletter"
+                    ),
+                ),
             ],
             options={
-                'ordering': ['-at', '-id'],
-                'default_permissions': ('view',),
+                "ordering": ["-at", "-id"],
+                "default_permissions": ("view",),
             },
         ),
         migrations.AddIndex(
-            model_name='deadletter',
-            index=models.Index(fields=['-created_at', '-id'], name='dlq_newest'),
+            model_name="deadletter",
+            index=models.Index(fields=["-created_at", "-id"], name="dlq_newest"),
         ),
         migrations.AddIndex(
-            model_name='deadletter',
-            index=models.Index(fields=['status', '-created_at', '-id'], name='dlq_newest_of_status'),
+            model_name="deadletter",
+            index=models.Index(fields=["status", "-created_at", "-id"], name="dlq_newest_of_status"),
         ),
         migrations.AddIndex(
-            model_name='deadletter',
-            index=models.Index(fields=['task', '-created_at', '-id'], name='dlq_newest_of_task'),
+            model_name="deadletter",
+            index=models.Index(fields=["task", "-created_at", "-id"], name="dlq_newest_of_task"),
         ),
         migrations.AddIndex(
-            model_name='deadletter',
-            index=models.Index(fields=['fingerprint', 'status'], name='dlq_by_fingerprint'),
+            model_name="deadletter",
+            index=models.Index(fields=["fingerprint", "status"], name="dlq_by_fingerprint"),
         ),
         migrations.AddConstraint(
-            model_name='deadletter',
-            constraint=models.CheckConstraint(condition=models.Q(('status', 'open'), ('closed_at__isnull', False), _connector='OR'), name='closed_letters_say_when'),
+            model_name="deadletter",
+            constraint=models.CheckConstraint(
+                condition=models.Q(("status", "open"), ("closed_at__isnull", False), _connector="OR"),
+                name="closed_letters_say_when",
+            ),
         ),
     ]

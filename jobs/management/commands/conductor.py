@@ -13,7 +13,7 @@ from jobs.conductor import Conductor
 class Command(BaseCommand):
     """Run a conductor until SIGTERM or Ctrl-C."""
 
-    help = "Release due jobs, rescue lost ones and reconcile with the broker. Run any number; one leads, the others stand by."
+    help = "Release due jobs, rescue lost ones, reconcile with the broker. Run any number; one leads."
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Tick until told to stop."""
