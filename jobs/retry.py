@@ -125,6 +125,9 @@ class RetryPolicy:
         >>> RetryPolicy(permanent=(OSError,)).classify(ConnectionRefusedError("no")).kind
         <Kind.PERMANENT: 'permanent'>
         """
+        own = _by_signal(error)
+        if own is not None:
+            return own
         for kind, classes in self._declared():
             if isinstance(error, classes):
                 return Failure(kind, f"{kind.value}, says the task's policy", _requested_delay(error))
@@ -201,12 +204,19 @@ def _check_classes(name: str, classes: Any) -> None:
         raise DeclarationError(f"{name} of a RetryPolicy must be a tuple of exception classes, not {classes!r}.")
 
 
-def _by_default(error: BaseException) -> Failure:
+def _by_signal(error: BaseException) -> Failure | None:
+    """Mainstay's own exceptions mean what they say, also to a policy for all of ``Exception``."""
     if isinstance(error, Snooze):
         return Failure(Kind.SNOOZED, error.reason, error.delay)
     if isinstance(error, JobCancelled):
         return Failure(Kind.CANCELLED, str(error) or "cancelled")
-    if isinstance(error, WorkerLost | MemoryError | LeaseLost):
+    if isinstance(error, WorkerLost | LeaseLost):
+        return Failure(Kind.LOST, str(error) or type(error).__name__)
+    return None
+
+
+def _by_default(error: BaseException) -> Failure:
+    if isinstance(error, MemoryError):
         return Failure(Kind.LOST, str(error) or type(error).__name__)
     status = _status(error)
     if status is not None:
