@@ -122,7 +122,7 @@ def run(task: Any, job: Job, says: Declaration) -> Outcome:
 def _arguments(says: Declaration, content: payload.Payload) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if says.typed:
         return payload.restore(says.body, content, says.name)
-    return content.args, content.kwargs
+    return successors.with_failures(content.args), content.kwargs
 
 
 def _body(task: Any, job: Job, says: Declaration, args: Any, kwargs: Any) -> Any:

@@ -103,6 +103,9 @@ def send(jobs: Sequence[Job]) -> int:
 
     A failure may be ambiguous; a spare message is harmless, because the claim refuses it.
     """
+    if publisher.in_use().paused:
+        take_back(jobs, UNREACHABLE)
+        return 0
     for sent, job in enumerate(jobs):
         try:
             publisher.in_use().publish(job)

@@ -17,6 +17,9 @@ from jobs.errors import PayloadError
 # Stands for a value that only exists once another job has completed.
 LATER = "__mainstay_later__"
 
+# Stands for what an error callback is told of a job that failed.
+FAILED = "__mainstay_failed__"
+
 
 @dataclass(frozen=True, slots=True)
 class Payload:

@@ -92,7 +92,8 @@ class Publisher:
         self._send_task(
             job.task, list(content.args), content.kwargs, task_id=str(job.pk), producer=self._producer(),
             headers=headers, priority=self._priority(job.priority), root_id=_text(job.root_id),
-            parent_id=_text(job.parent_id), group_id=_text(job.group_id), group_index=job.group_index, time_limit=job.time_limit,
+            parent_id=_text(job.parent_id), group_id=_text(job.group_id),
+            group_index=job.group_index, time_limit=job.time_limit,
             soft_time_limit=job.soft_time_limit, ignore_result=True, add_to_parent=False, retry=False, **carried,
         )  # fmt: skip
 

@@ -7,6 +7,7 @@ from uuid import UUID
 
 from celery.app import backends
 from celery.backends.base import BaseBackend
+from celery.exceptions import TaskRevokedError
 from django.apps import apps
 
 from jobs import lifecycle, payload, successors
@@ -125,21 +126,11 @@ class JobBackend(BaseBackend):
         if job.state == State.COMPLETED:
             return None if job.result is None else payload.from_json(job.result)
         if job.state == State.CANCELLED:
-            return _exception(self, "celery.exceptions.TaskRevokedError", job.reason)
+            return TaskRevokedError(job.reason)
         if job.state in (State.FAILED, State.RETRYING):
-            return _exception(self, job.error_type, job.error_message)
+            return successors.error_of(job)
         progress = job.progress or {}
         return progress.get("meta", progress)
-
-
-def _exception(backend: JobBackend, dotted: str, message: str) -> Any:
-    module, _, name = dotted.rpartition(".")
-    described = {
-        "exc_type": name or "Exception",
-        "exc_module": module or "builtins",
-        "exc_message": [message],
-    }
-    return backend.exception_to_python(described)
 
 
 def _job(task_id: Any) -> Job | None:

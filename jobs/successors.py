@@ -11,6 +11,7 @@ from contextvars import ContextVar
 from typing import Any
 from uuid import UUID
 
+from celery.app.task import Context
 from celery.canvas import maybe_signature
 from django.db import transaction
 
@@ -133,10 +134,51 @@ def _as_successor() -> Iterator[None]:
 
 
 def _call_errbacks(job: Job, errbacks: Any) -> None:
-    """Enqueue what was linked to the failure; it is given the id of the failed job, as in Celery."""
+    """Enqueue what was linked to the failure, as durably as everything else."""
     with _as_successor():
         for errback in errbacks:
-            _signature(errback).apply_async((str(job.pk),), parent_id=str(job.pk), root_id=str(job.root_id or job.pk))
+            signature = _signature(errback)
+            signature.apply_async(
+                _errback_args(signature, job), parent_id=str(job.pk), root_id=str(job.root_id or job.pk)
+            )
+
+
+def _errback_args(errback: Any, job: Job) -> tuple[Any, ...]:
+    """Celery's two forms of an error callback: with the id of what failed, or with (request, exc, traceback)."""
+    task = publisher.in_use().app.tasks.get(errback.task)
+    taken = (
+        [p for p in payload.signature_of(task.run).parameters.values() if p.kind <= p.POSITIONAL_OR_KEYWORD]
+        if task
+        else []
+    )
+    if len(taken) - len(errback.args) < 3:
+        return (str(job.pk),)
+    mark = {payload.FAILED: str(job.pk)}
+    return mark, mark, Job.objects.using(lifecycle.alias()).values_list("traceback", flat=True).get(pk=job.pk)
+
+
+def with_failures(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Arguments in which marks of a failed job stand for its request and its error, with those put in."""
+    if len(args) < 2 or not (isinstance(args[0], dict) and payload.FAILED in args[0]):
+        return args
+    job = Job.objects.using(lifecycle.alias()).get(pk=args[0][payload.FAILED])
+    content = payload.decode(job.payload)
+    request = Context(
+        id=str(job.pk), task=job.task, args=list(content.args), kwargs=content.kwargs, root_id=str(job.root_id),
+        parent_id=job.parent_id and str(job.parent_id), hostname=job.worker, retries=max(0, job.attempt - 1),
+    )  # fmt: skip
+    return request, error_of(job), *args[2:]
+
+
+def error_of(job: Job) -> Any:
+    """The error of a job as an exception again: of its own class where that can be found."""
+    module, _, name = job.error_type.rpartition(".")
+    described = {
+        "exc_type": name or "Exception",
+        "exc_module": module or "builtins",
+        "exc_message": [job.error_message],
+    }
+    return publisher.in_use().app.backend.exception_to_python(described)
 
 
 def _strand(job: Job, signature: Any) -> None:

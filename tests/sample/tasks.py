@@ -175,3 +175,9 @@ def remember_failure(job_id: str) -> None:
 def spawn(count: int) -> list[str]:
     """Enqueue children."""
     return [str(add.delay(n, n).id) for n in range(count)]
+
+
+@shared_task
+def on_error(request: Any, exc: Any, traceback: Any) -> None:
+    """An error callback of the form that Celery documents."""
+    witness(f"on_error:{request.id}:{type(exc).__name__}:{exc}:{bool(traceback)}")
