@@ -122,8 +122,11 @@ def coerce(run: Callable[..., Any], payload: Payload, task: str) -> Payload:
     except ValidationError as error:
         lines = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise PayloadError(f"The payload does not fit {task}{signature_of(run)}: {lines}.") from None
-    bound.arguments.update({name: _plain(value) for name, value in checked.items()})
-    return Payload(bound.args, dict(bound.kwargs))
+    plain = {name: _plain(value) for name, value in checked.items()}
+    bound.arguments.update(plain)
+    # By name or by place, as the caller gave it: what was named survives a change of the order of parameters.
+    by_place = bound.args[: len(payload.args)]
+    return Payload(by_place, {name: plain.get(name, value) for name, value in payload.kwargs.items()})
 
 
 def restore(run: Callable[..., Any], payload: Payload, task: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
