@@ -1,5 +1,7 @@
 """The Django application of the sample shop."""
 
+import logging
+
 from django.apps import AppConfig
 
 
@@ -10,3 +12,7 @@ class DemoConfig(AppConfig):
     label = "demo"
     verbose_name = "Sample shop"
     default_auto_field = "django.db.models.BigAutoField"
+
+    def ready(self) -> None:
+        """Keep httpx from logging a line per request: the jobs tell what came of it."""
+        logging.getLogger("httpx").setLevel(logging.WARNING)
