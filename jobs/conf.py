@@ -69,7 +69,7 @@ def _checked(name: str, value: Any) -> Any:
     if name == "NAMESPACE":
         return str(value)
     if name == "QUEUES":
-        if isinstance(value, str) or not all(isinstance(queue, str) for queue in value):
+        if not isinstance(value, list | tuple | set) or not all(isinstance(queue, str) for queue in value):
             raise ImproperlyConfigured("JOBS['QUEUES'] must be a list of queue names.")
         return tuple(value)
     if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:

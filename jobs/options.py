@@ -114,7 +114,8 @@ def tags(value: Any) -> list[str]:
     """A list of short texts."""
     if value is None:
         return []
-    if isinstance(value, str) or not all(isinstance(tag, str) and 0 < len(tag) <= 100 for tag in value):
+    listed = isinstance(value, list | tuple | set | frozenset)
+    if not listed or not all(isinstance(tag, str) and 0 < len(tag) <= 100 for tag in value):
         raise OptionError(f"tags must be a list of texts of 1 to 100 characters, not {value!r}.")
     return list(dict.fromkeys(value))
 

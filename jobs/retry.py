@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from email.utils import parsedate_to_datetime
 from enum import Enum
@@ -62,11 +62,12 @@ class History:
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """Where it ends, whatever a task says."""
+    """Where it ends, whatever a task says; ``wait`` is the longest that another side may make us wait."""
 
     losses: int = 3
     snoozes: int = 1000
     age: timedelta = timedelta(days=30)
+    wait: timedelta = timedelta(days=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +150,8 @@ class RetryPolicy:
         >>> policy.decide(refused, History(attempt=5, allowed=5), bounds, jitter=0.5).reason
         'exhausted: transient, attempt 5 of 5'
         """
+        if failure.delay is not None and failure.kind not in (Kind.ASKED, Kind.SNOOZED):
+            failure = replace(failure, delay=min(failure.delay, bounds.wait))
         match failure.kind:
             case Kind.CANCELLED:
                 return Decision(State.CANCELLED, failure.reason)
@@ -229,9 +232,26 @@ def _by_class(error: BaseException) -> Failure:
         return Failure(Kind.TRANSIENT, f"transient: {type(error).__name__}")
     for cls in type(error).__mro__:
         kind = DEFAULT_KINDS.get(f"{cls.__module__}.{cls.__qualname__}")
+        if kind is Kind.AMBIGUOUS and _never_sent(error):
+            kind = Kind.TRANSIENT
         if kind is not None:
             return Failure(kind, f"{kind.value}: {cls.__qualname__}", _requested_delay(error))
     return Failure(Kind.UNCLASSIFIED, f"unclassified: {type(error).__name__}")
+
+
+def _never_sent(error: BaseException) -> bool:
+    """Whether a connection error wraps one that came before anything was sent, however deep."""
+    seen: set[int] = set()
+    waiting: list[Any] = [error]
+    while waiting and len(seen) < 20:
+        inner = waiting.pop()
+        if not isinstance(inner, BaseException) or id(inner) in seen:
+            continue
+        seen.add(id(inner))
+        if any(f"{cls.__module__}.{cls.__qualname__}" in _BEFORE_SENDING for cls in type(inner).__mro__):
+            return True
+        waiting += [getattr(inner, "reason", None), inner.__cause__, inner.__context__, *inner.args]
+    return False
 
 
 def _by_status(status: int, error: BaseException) -> Failure:
@@ -295,6 +315,11 @@ def retry_after(headers: Any) -> timedelta | None:
 _TRANSIENT_ERRNO = {
     errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ENOSPC,
     errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTDOWN, errno.EINTR,
+}  # fmt: skip
+
+_BEFORE_SENDING = {
+    "builtins.ConnectionRefusedError", "socket.gaierror", "urllib3.exceptions.NewConnectionError",
+    "urllib3.exceptions.ConnectTimeoutError", "urllib3.exceptions.NameResolutionError",
 }  # fmt: skip
 
 _HTTP_ERRORS = {"requests.exceptions.HTTPError", "httpx.HTTPStatusError", "urllib.error.HTTPError"}
