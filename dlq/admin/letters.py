@@ -211,7 +211,7 @@ class DeadLetterAdmin(ActingAdmin):
         except JobsError as refusal:
             self.message_user(request, str(refusal), messages.ERROR)
             return HttpResponseRedirect(self.row_address(letter))
-        self.message_user(request, format_html("Replayed as this new job. The letter is closed."), messages.SUCCESS)
+        self.message_user(request, "Replayed as this new job. The letter is closed.", messages.SUCCESS)
         return HttpResponseRedirect(job_address(job.pk) or self.row_address(letter))
 
     @admin.display(description="task")

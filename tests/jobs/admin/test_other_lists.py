@@ -1,0 +1,50 @@
+"""Workers, and the audit trail."""
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.test import Client
+from django.urls import reverse
+from django.utils import timezone
+
+from jobs.models import Act, Worker
+from tests.jobs.admin import rows
+
+
+def worker(**given: Any) -> Worker:
+    now = timezone.now()
+    fields: dict[str, Any] = {"name": "media@web-1", "pid": 1, "started_at": now, "seen_at": now, "queues": ["media"]}
+    return Worker.objects.create(**(fields | given))
+
+
+@pytest.mark.parametrize(("silent", "status"), [(timedelta(0), "live"), (timedelta(minutes=5), "stale")])
+def test_a_silent_worker_is_stale(chief: Client, silent: timedelta, status: str) -> None:
+    worker(seen_at=timezone.now() - silent)
+    assert f">{status}</span>" in chief.get(reverse("admin:jobs_worker_changelist")).content.decode()
+
+
+def test_a_worker_s_page_links_what_it_holds(chief: Client) -> None:
+    job = rows.job("running")
+    html = chief.get(reverse("admin:jobs_worker_change", args=[worker(holds=[str(job.pk)]).pk])).content.decode()
+    assert reverse("admin:jobs_job_change", args=[job.pk]) in html
+
+
+def test_without_workers_the_page_says_how_to_start_one(chief: Client) -> None:
+    assert "celery -A project worker" in chief.get(reverse("admin:jobs_worker_changelist")).content.decode()
+
+
+def test_the_audit_trail_is_found_by_user_verb_and_job(chief: Client) -> None:
+    job = rows.job()
+    kept = Act.objects.create(at=timezone.now(), by="ann", verb="retry", target="x", job_id=job.pk)
+    Act.objects.create(at=timezone.now(), by="bob", verb="pause", target="queue mail")
+    for term in ("ann", "retry", str(job.pk)):
+        assert list(chief.get(reverse("admin:jobs_act_changelist"), {"q": term}).context["cl"].result_list) == [kept]
+
+
+def test_an_entry_of_the_audit_trail_has_no_page_to_change_it(chief: Client) -> None:
+    act = Act.objects.create(at=timezone.now(), by="ann", verb="retry", target="x", details={"token": "swordfish"})
+    assert chief.post(reverse("admin:jobs_act_change", args=[act.pk]), {"by": "eve"}).status_code == 302
+    act.refresh_from_db()
+    assert act.by == "ann"
+    assert "swordfish" not in chief.get(reverse("admin:jobs_act_changelist")).content.decode()
