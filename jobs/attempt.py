@@ -109,6 +109,7 @@ def run(task: Any, job: Job, says: Declaration) -> Outcome:
                 payload.decode(job.payload), job.version, says.version, says.upcasters or {}, job.task
             )
             args, kwargs = _arguments(says, upgraded)
+            task.request.retries = job.attempt - 1
             with unshielded():
                 outcome: Outcome = Completed(_body(task, job, says, args, kwargs))
         except BaseException as error:

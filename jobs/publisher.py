@@ -9,6 +9,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from amqp.exceptions import ChannelError
+
 from jobs import conf, payload
 from jobs.errors import BrokerUnavailable, OptionError
 from jobs.states import Priority
@@ -61,6 +63,12 @@ class Publisher:
             channel = self._producer().channel
             declared = channel.queue_declare(queue=queue, passive=True)
             return int(declared.message_count)
+        except ChannelError as error:
+            if self._on_amqp:
+                self.forget()  # RabbitMQ has closed the channel
+            if error.code == 404 or "NOT_FOUND" in str(error):
+                return 0  # Redis keeps no empty list; on RabbitMQ the queue itself is gone
+            raise BrokerUnavailable(f"{type(error).__name__}: {error}") from error
         except Exception as error:
             self.forget()
             raise BrokerUnavailable(f"{type(error).__name__}: {error}") from error
@@ -114,9 +122,13 @@ class Publisher:
             return None
         return getattr(self._kept, "producer", None)
 
+    @property
+    def _on_amqp(self) -> bool:
+        url = str(self.app.conf.broker_write_url or self.app.conf.broker_url or "")
+        return url.startswith(("amqp", "pyamqp"))
+
     def _priority(self, priority: int) -> int:
-        transport = str(self.app.conf.broker_write_url or self.app.conf.broker_url or "")
-        return (_AMQP if transport.startswith(("amqp", "pyamqp")) else _REDIS)[Priority(priority)]
+        return (_AMQP if self._on_amqp else _REDIS)[Priority(priority)]
 
 
 _in_use: Publisher | None = None

@@ -221,9 +221,12 @@ def _by_signal(error: BaseException) -> Failure | None:
 def _by_default(error: BaseException) -> Failure:
     if isinstance(error, MemoryError):
         return Failure(Kind.LOST, str(error) or type(error).__name__)
-    status = _status(error)
+    status, reply = _status(error), _smtp_reply(error)
     if status is not None:
         return _by_status(status, error)
+    if reply is not None:
+        # Of the 400s transient, of the 500s permanent (RFC 5321, 4.2.1): the reverse of HTTP.
+        return Failure(Kind.TRANSIENT if 400 <= reply < 500 else Kind.PERMANENT, f"SMTP {reply}")
     return _by_class(error)
 
 
@@ -235,7 +238,7 @@ def _by_class(error: BaseException) -> Failure:
         if kind is Kind.AMBIGUOUS and _never_sent(error):
             kind = Kind.TRANSIENT
         if kind is not None:
-            return Failure(kind, f"{kind.value}: {cls.__qualname__}", _requested_delay(error))
+            return Failure(kind, f"{kind.value}: {type(error).__qualname__}", _requested_delay(error))
     return Failure(Kind.UNCLASSIFIED, f"unclassified: {type(error).__name__}")
 
 
@@ -248,7 +251,7 @@ def _never_sent(error: BaseException) -> bool:
         if not isinstance(inner, BaseException) or id(inner) in seen:
             continue
         seen.add(id(inner))
-        if any(f"{cls.__module__}.{cls.__qualname__}" in _BEFORE_SENDING for cls in type(inner).__mro__):
+        if _names(inner) & _BEFORE_SENDING:
             return True
         waiting += [getattr(inner, "reason", None), inner.__cause__, inner.__context__, *inner.args]
     return False
@@ -267,22 +270,25 @@ def _by_status(status: int, error: BaseException) -> Failure:
 
 
 def _status(error: BaseException) -> int | None:
-    """The status of an HTTP error of requests, httpx or urllib, or of an SMTP reply."""
-    names = {f"{cls.__module__}.{cls.__qualname__}" for cls in type(error).__mro__}
-    if "smtplib.SMTPResponseException" in names:
-        return _smtp_as_http(getattr(error, "smtp_code", 0))
-    if "smtplib.SMTPRecipientsRefused" in names:
-        return _smtp_as_http(max((code for code, _ in getattr(error, "recipients", {}).values()), default=550))
-    if names & _HTTP_ERRORS:
-        response = getattr(error, "response", None)
-        status = getattr(response, "status_code", None) or getattr(error, "code", None)
-        return status if isinstance(status, int) else None
+    """The status of an HTTP error of requests, httpx or urllib."""
+    if not _names(error) & _HTTP_ERRORS:
+        return None
+    response = getattr(error, "response", None)
+    status = getattr(response, "status_code", None) or getattr(error, "code", None)
+    return status if isinstance(status, int) else None
+
+
+def _smtp_reply(error: BaseException) -> int | None:
+    """The reply code of an SMTP error; of several recipients, the gravest."""
+    if "smtplib.SMTPResponseException" in _names(error):
+        return int(getattr(error, "smtp_code", 0))
+    if "smtplib.SMTPRecipientsRefused" in _names(error):
+        return max((code for code, _ in getattr(error, "recipients", {}).values()), default=550)
     return None
 
 
-def _smtp_as_http(code: int) -> int:
-    """SMTP replies of the 400s are transient, of the 500s permanent (RFC 5321, 4.2.1): the reverse of HTTP."""
-    return 503 if 400 <= code < 500 else 400
+def _names(error: BaseException) -> set[str]:
+    return {f"{cls.__module__}.{cls.__qualname__}" for cls in type(error).__mro__}
 
 
 def _requested_delay(error: BaseException) -> timedelta | None:
