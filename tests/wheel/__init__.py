@@ -1,0 +1,1 @@
+"""The built wheel, in a project that is not ours."""
