@@ -243,7 +243,10 @@ def _by_class(error: BaseException) -> Failure:
 
 
 def _never_sent(error: BaseException) -> bool:
-    """Whether a connection error wraps one that came before anything was sent, however deep."""
+    """Whether a connection error wraps one that came before anything was sent, however deep.
+
+    What was merely being handled (``__context__``) may be the failure of another server, asked before.
+    """
     seen: set[int] = set()
     waiting: list[Any] = [error]
     while waiting and len(seen) < 20:
@@ -253,7 +256,7 @@ def _never_sent(error: BaseException) -> bool:
         seen.add(id(inner))
         if _names(inner) & _BEFORE_SENDING:
             return True
-        waiting += [getattr(inner, "reason", None), inner.__cause__, inner.__context__, *inner.args]
+        waiting += [getattr(inner, "reason", None), inner.__cause__, *inner.args]
     return False
 
 

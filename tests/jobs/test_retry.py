@@ -17,7 +17,8 @@ import pytest
 import requests
 from django.core import exceptions as django_errors
 from django.db import IntegrityError, OperationalError
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
 from jobs.errors import (
     AmbiguousError,
@@ -68,8 +69,6 @@ class Answers(BaseHTTPRequestHandler):
             self.send_header("Retry-After", "7")
             self.send_header("Content-Length", "0")
             self.end_headers()
-
-    do_POST = do_GET
 
     def log_message(self, *args):
         """Say nothing."""
@@ -164,8 +163,22 @@ def test_an_answer_that_is_cut_off_is_ambiguous(server, ask):
     assert failure(ask, f"{server}/cut").kind is Kind.AMBIGUOUS
 
 
-def test_a_refused_connection_is_transient_with_httpx(nobody):
-    assert failure(by_httpx, nobody).kind is Kind.TRANSIENT
+@pytest.mark.parametrize("ask", CLIENTS)
+def test_a_refused_connection_is_transient_whatever_the_client(nobody, ask):
+    assert failure(ask, nobody).kind is Kind.TRANSIENT
+
+
+@pytest.mark.parametrize("ask", CLIENTS)
+def test_a_lost_answer_is_ambiguous_though_another_server_was_refused_before(nobody, server, ask):
+    def fall_back():
+        try:
+            ask(nobody)
+        except OSError:
+            ask(f"{server}/reset")
+        except httpx.ConnectError:
+            ask(f"{server}/reset")
+
+    assert failure(fall_back).kind is Kind.AMBIGUOUS
 
 
 def test_a_malformed_address_is_permanent_with_requests():
@@ -228,7 +241,9 @@ EVERYDAY = [
 ]
 
 
-@pytest.mark.parametrize(("error", "kind"), EVERYDAY, ids=[f"{type(e).__name__}-{k.name}-{i}" for i, (e, k) in enumerate(EVERYDAY)])
+@pytest.mark.parametrize(
+    ("error", "kind"), EVERYDAY, ids=[f"{type(e).__name__}-{k.name}-{i}" for i, (e, k) in enumerate(EVERYDAY)]
+)
 def test_an_everyday_error_has_its_kind(error, kind):
     assert POLICY.classify(error).kind is kind
 
@@ -300,7 +315,12 @@ def test_a_task_may_overrule_a_default():
 @pytest.mark.parametrize("name", ["transient", "permanent", "ambiguous", "rate_limited"])
 @pytest.mark.parametrize(
     ("error", "kind"),
-    [(Snooze(1), Kind.SNOOZED), (JobCancelled("x"), Kind.CANCELLED), (WorkerLost("x"), Kind.LOST), (LeaseLost("x"), Kind.LOST)],
+    [
+        (Snooze(1), Kind.SNOOZED),
+        (JobCancelled("x"), Kind.CANCELLED),
+        (WorkerLost("x"), Kind.LOST),
+        (LeaseLost("x"), Kind.LOST),
+    ],
 )
 def test_a_policy_for_all_exceptions_leaves_mainstays_own_signals_alone(name, error, kind):
     assert RetryPolicy(**{name: (Exception,)}).classify(error).kind is kind
@@ -370,8 +390,8 @@ def test_the_wait_lies_between_nothing_and_the_longest(jitter, attempt):
 # --- Decisions -------------------------------------------------------------------------------------
 
 
-def decide(what, *, jitter=0.5, policy=POLICY, bounds=Bounds(), attempt=1, allowed=5, **history):
-    return policy.decide(what, History(attempt=attempt, allowed=allowed, **history), bounds, jitter)
+def decide(what, *, jitter=0.5, attempt=1, allowed=5, **history):
+    return POLICY.decide(what, History(attempt=attempt, allowed=allowed, **history), Bounds(), jitter)
 
 
 @pytest.mark.parametrize("kind", [Kind.TRANSIENT, Kind.ASKED, Kind.LOST, Kind.RATE_LIMITED])
@@ -437,6 +457,16 @@ def test_rate_limited_jobs_that_were_told_the_same_time_do_not_come_back_as_one(
     assert decide(told, jitter=0.0).delay != decide(told, jitter=1.0).delay
 
 
+@pytest.mark.parametrize("kind", [Kind.RATE_LIMITED, Kind.TRANSIENT])
+def test_nobody_else_makes_a_job_wait_for_years(kind):
+    assert decide(Failure(kind, "x", timedelta(days=3650))).delay <= timedelta(days=1, seconds=1)
+
+
+@pytest.mark.parametrize("kind", [Kind.SNOOZED, Kind.ASKED])
+def test_a_body_may_make_its_own_job_wait_for_as_long_as_it_likes(kind):
+    assert decide(Failure(kind, "x", timedelta(days=60))).delay == timedelta(days=60)
+
+
 @pytest.mark.parametrize("jitter", [0.0, 1.0])
 def test_a_transient_failure_waits_at_least_as_long_as_the_server_asked(jitter):
     assert decide(Failure(Kind.TRANSIENT, "HTTP 503", 7 * SECOND), jitter=jitter).delay >= 7 * SECOND
@@ -464,7 +494,9 @@ def test_a_job_that_keeps_losing_its_workers_is_poison():
     kind=st.sampled_from(Kind), attempt=st.integers(1, 2000), allowed=st.integers(1, 1000), losses=st.integers(0, 10),
     snoozes=st.integers(0, 2000), idempotent=st.booleans(), jitter=st.floats(0, 1),
 )  # fmt: skip
-def test_every_decision_is_a_move_that_a_running_job_can_make(kind, attempt, allowed, losses, snoozes, idempotent, jitter):
+def test_every_decision_is_a_move_that_a_running_job_can_make(
+    kind, attempt, allowed, losses, snoozes, idempotent, jitter
+):
     from jobs.states import MOVES
 
     history = {"attempt": attempt, "allowed": allowed, "losses": losses, "snoozes": snoozes, "idempotent": idempotent}
@@ -475,9 +507,8 @@ def test_every_decision_is_a_move_that_a_running_job_can_make(kind, attempt, all
 
 @given(st.sampled_from(Kind), st.integers(1, 50))
 def test_nothing_is_tried_for_ever(kind, allowed):
-    decision, attempt, losses, snoozes = None, 0, 0, 0
-    for _ in range(2000):
-        attempt += 1
+    decision, losses, snoozes = None, 0, 0
+    for attempt in range(1, 2001):
         losses += kind is Kind.LOST
         decision = decide(
             Failure(kind, "x"), attempt=attempt, allowed=allowed, losses=losses, snoozes=snoozes, idempotent=True
