@@ -60,7 +60,7 @@ def test_a_countdown_that_is_no_number_of_seconds_is_refused(countdown):
 
 
 def test_a_countdown_and_an_eta_together_are_refused():
-    with pytest.raises(OptionError, match="either countdown .* or eta"):
+    with pytest.raises(OptionError, match=r"either countdown .* or eta"):
         options.due({"countdown": 1, "eta": datetime.now(UTC)}, UTC)
 
 
@@ -89,7 +89,7 @@ def test_an_expiry_may_count_from_now(expires):
 
 @pytest.mark.parametrize("due_in", [timedelta(seconds=60), timedelta(seconds=61)])
 def test_an_expiry_before_the_job_is_due_is_refused(due_in):
-    with pytest.raises(OptionError, match="would expire after .* before it is due"):
+    with pytest.raises(OptionError, match=r"would expire after .* before it is due"):
         options.expiry({"expires": 60}, due_in, UTC)
 
 

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 from uuid import UUID, uuid4
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import BaseModel, Field
 
 from jobs import payload
@@ -65,7 +66,9 @@ def test_a_value_that_json_can_carry_comes_back_the_same(value):
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
-    lambda inner: st.lists(inner) | st.dictionaries(st.text(min_size=1).filter(lambda k: not k.startswith("__")), inner),
+    lambda inner: (
+        st.lists(inner) | st.dictionaries(st.text(min_size=1).filter(lambda k: not k.startswith("__")), inner)
+    ),
     max_leaves=8,
 )
 
@@ -81,7 +84,7 @@ def test_a_tuple_becomes_a_list():
 
 @pytest.mark.parametrize("value", [object(), float("nan"), float("inf"), {1, 2}, lambda: None, Exception("x")])
 def test_a_value_that_json_cannot_carry_is_refused_with_what_to_pass(value):
-    with pytest.raises(PayloadError, match="This is not JSON: .* Pass plain values, or the id of a record"):
+    with pytest.raises(PayloadError, match=r"This is not JSON: .* Pass plain values, or the id of a record"):
         encode(call(value))
 
 
@@ -92,7 +95,9 @@ def test_a_value_that_contains_itself_is_refused():
         encode(call(ring))
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "3", "null", '{"args": []}', '{"args": 3, "kwargs": {}}', '{"args": [], "kwargs": 3}'])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "3", "null", '{"args": []}', '{"args": 3, "kwargs": {}}', '{"args": [], "kwargs": 3}']
+)
 def test_a_text_that_is_no_payload_is_refused_with_its_form(text):
     with pytest.raises(PayloadError, match=r'A payload is a JSON object \{"args"'):
         decode(text)
@@ -120,7 +125,9 @@ def test_a_payload_that_fits_is_kept_as_it_was_given(given_):
     assert coerce(run, given_, "t") == given_
 
 
-@pytest.mark.parametrize("given_", [call(), call(1, "x", True), call(1, order_id=1), call(order=1), call(1, colour="red")])
+@pytest.mark.parametrize(
+    "given_", [call(), call(1, "x", True), call(1, order_id=1), call(order=1), call(1, colour="red")]
+)
 def test_a_payload_with_wrong_parameters_is_refused_with_the_signature(given_):
     with pytest.raises(PayloadError, match=r"shop\.ship\(order_id: int, .* cannot be called like this"):
         coerce(run, given_, "shop.ship")
@@ -179,7 +186,8 @@ def test_a_constraint_of_a_type_is_checked():
 @pytest.mark.parametrize(
     ("kind", "value"),
     [(Decimal, Decimal("1.10")), (timedelta, timedelta(hours=1)), (UUID, uuid4()), (date, date(2030, 1, 1)),
-     (set[int], {1, 2}), (tuple[int, str], (1, "a")), (Point, Point(1, 2)), (int | None, None), (list[Address], [Address(street="Q", number=1)]),
+     (set[int], {1, 2}), (tuple[int, str], (1, "a")), (Point, Point(1, 2)), (int | None, None),
+     (list[Address], [Address(street="Q", number=1)]),
      (bytes, b"x"), (dict[str, Decimal], {"a": Decimal("1.1")})],
 )  # fmt: skip
 def test_a_typed_value_reaches_the_body_as_it_was_given(kind, value):

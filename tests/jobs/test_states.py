@@ -15,7 +15,7 @@ def test_a_job_cannot_leave_a_final_state():
 
 
 def test_every_state_is_either_final_or_unfinished():
-    assert FINAL | UNFINISHED == set(State)
+    assert set(State) == FINAL | UNFINISHED
     assert not FINAL & UNFINISHED
 
 
