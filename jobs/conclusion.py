@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -65,6 +65,10 @@ def conclude(job: Job, failure: Failure, report: Report, **changes: Any) -> tupl
             job_failed.send(sender=Job, job=Job.objects.using(lifecycle.alias()).get(pk=job.pk))
         if moved.finished and successors.has_any(moved):
             successors.settle(moved)
+        if not moved.finished and moved.cancel_requested_at is not None:
+            # Somebody asked it to stop while its body was failing: it does not run again.
+            moved = successors.finish(moved, State.CANCELLED, moved.cancel_reason)
+            decision = replace(decision, target=State.CANCELLED, reason=moved.reason)
     announce(moved, decision, failure)
     return moved, decision
 

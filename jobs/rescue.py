@@ -3,18 +3,66 @@
 from __future__ import annotations
 
 import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import timedelta
 from uuid import UUID
 
-from jobs import conclusion, control, lifecycle
+from jobs import conclusion, control, lifecycle, outbox, publisher
 from jobs.conclusion import Report
 from jobs.conf import current as settings
 from jobs.errors import MoveRefused, Refused, WorkerLost
 from jobs.models import Job
+from jobs.reconcile import Reconciler
 from jobs.retry import Failure, Kind
 from jobs.states import State
 
 logger = logging.getLogger("jobs.rescue")
+
+# Until every live worker has told what it holds: they report every two seconds.
+PATIENCE = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Requeued:
+    """How many jobs were taken back from dead workers, found to have lost their message, and sent."""
+
+    rescued: int
+    lost: int
+    released: int
+
+
+def requeue_stuck(*, by: str, reason: str = "") -> Requeued:
+    """Do at once what the conductor does all the time: rescue, reconcile, release.
+
+    Raises ``BrokerUnavailable`` when the broker cannot be reached; what was rescued by then stays so.
+    """
+    control.record_act("requeue stuck", by, "all queues", reason=reason)
+    rescued = _until_none(rescue)
+    # Asked first, because the reconciler and the release keep quiet when the broker does.
+    publisher.in_use().depth(publisher.in_use().app.conf.task_default_queue)
+    return Requeued(rescued, _find_lost(), _until_none(outbox.release))
+
+
+def _until_none(act: Callable[[], int]) -> int:
+    total = 0
+    while done := act():
+        total += done
+    return total
+
+
+def _find_lost() -> int:
+    """Look until the evidence is in: a moment when the queue was empty, and what each live worker holds since."""
+    reconciler, until, found = Reconciler(), time.monotonic() + PATIENCE, 0
+    while True:
+        found += reconciler.tick()
+        in_question = Job.objects.using(lifecycle.alias()).filter(
+            state=State.RESERVED, finished_at__isnull=True, queue__in=list(reconciler.empty_since)
+        )
+        if time.monotonic() >= until or not in_question.exists():
+            return found
+        time.sleep(0.25)
 
 
 def lost_child(job_id: str, pid: int | None, why: str) -> bool:
