@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from uuid import UUID
 
-from jobs import conclusion, control, lifecycle, outbox, publisher
+from jobs import conclusion, control, lifecycle, outbox, publisher, successors
 from jobs.conclusion import Report
 from jobs.conf import current as settings
 from jobs.errors import MoveRefused, Refused, WorkerLost
@@ -89,14 +89,12 @@ def rescue(limit: int = 200) -> int:
 
 
 def force_cancel(limit: int = 200) -> int:
-    """Cancel running jobs that were asked to stop and have not done so within the grace; return how many."""
-    grace = timedelta(seconds=settings().CANCEL_GRACE)
-    asked = Job.objects.using(lifecycle.alias()).filter(
-        state=State.RUNNING,
-        finished_at__isnull=True,
-        cancel_requested_at__lt=lifecycle.database_now() - grace,
-    )
-    return sum(_cancelled(job) for job in asked[:limit])
+    """Cancel jobs that were asked to stop: those that run after the grace, others at once; return how many."""
+    late = lifecycle.database_now() - timedelta(seconds=settings().CANCEL_GRACE)
+    asked = Job.objects.using(lifecycle.alias()).filter(finished_at__isnull=True, cancel_requested_at__isnull=False)
+    running = asked.filter(state=State.RUNNING, cancel_requested_at__lt=late)
+    others = asked.exclude(state=State.RUNNING)
+    return sum(_cancelled(job) for job in running[:limit]) + sum(_cancelled_waiting(job) for job in others[:limit])
 
 
 def _lost(job: Job, why: str) -> bool:
@@ -108,6 +106,14 @@ def _lost(job: Job, why: str) -> bool:
     except MoveRefused:
         return False
     logger.warning("Job %s was rescued: %s", job.pk, why)
+    return True
+
+
+def _cancelled_waiting(job: Job) -> bool:
+    try:
+        successors.finish(job, State.CANCELLED, job.cancel_reason)
+    except MoveRefused:
+        return False
     return True
 
 

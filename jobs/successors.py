@@ -63,6 +63,9 @@ def follow(job: Job, owner: UUID) -> None:
         finished = rows.filter(pk=owner).first()
         if finished is not None:
             settle_follower(job, finished)
+        else:
+            # A key may outlive its job: the work was done once, and its record has been pruned.
+            finish(job, State.COMPLETED, f"as {owner}, which has its key and was pruned")
 
 
 def replace(job: Job, signature: Any) -> None:
