@@ -4,20 +4,21 @@
 needs ``pip install selenium``, Chromium and ChromeDriver (Debian: ``apt install chromium chromium-driver``).
 """
 
+from __future__ import annotations
+
 import argparse
 import base64
 import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
-from selenium import webdriver
-from selenium.common.exceptions import NoSuchElementException, TimeoutException
-from selenium.webdriver.common.by import By
-from selenium.webdriver.support.ui import WebDriverWait
+if TYPE_CHECKING:
+    from selenium import webdriver
 
 STATES = ("pending", "reserved", "running", "retrying", "completed", "failed", "cancelled")
 SCHEMES = ("light", "dark")
@@ -57,6 +58,10 @@ def arguments() -> argparse.Namespace:
 
 def chromium(profile: str, width: int) -> webdriver.Chrome:
     """A headless Chromium with an empty profile of its own."""
+    try:
+        from selenium import webdriver
+    except ImportError:
+        sys.exit("Selenium is missing: pip install selenium")
     options = webdriver.ChromeOptions()
     options.binary_location = shutil.which("chromium") or shutil.which("google-chrome") or ""
     for flag in (*FLAGS, f"--user-data-dir={profile}", f"--window-size={width},900"):
@@ -70,12 +75,10 @@ def chromium(profile: str, width: int) -> webdriver.Chrome:
 def log_in(browser: webdriver.Chrome, url: str, user: str, password: str) -> None:
     """Open a session in the admin."""
     browser.get(f"{url}/admin/login/?next=/admin/")
-    browser.find_element(By.NAME, "username").send_keys(user)
-    browser.find_element(By.NAME, "password").send_keys(password)
-    browser.find_element(By.CSS_SELECTOR, "#login-form [type=submit]").click()
-    try:
-        WebDriverWait(browser, 15).until(lambda b: not b.find_elements(By.ID, "login-form"))
-    except TimeoutException:
+    browser.find_element("name", "username").send_keys(user)
+    browser.find_element("name", "password").send_keys(password)
+    browser.find_element("css selector", "#login-form [type=submit]").click()
+    if not until(browser, lambda b: not b.find_elements("id", "login-form")):
         sys.exit(f"{url} did not let {user} in.")
 
 
@@ -107,10 +110,8 @@ def flower(given: argparse.Namespace) -> Iterator[tuple[str, str]]:
 def first_row(browser: webdriver.Chrome, address: str) -> str | None:
     """The page of the first row in a list."""
     browser.get(address)
-    try:
-        return browser.find_element(By.CSS_SELECTOR, "#result_list tbody th a").get_attribute("href")
-    except NoSuchElementException:
-        return None
+    links = browser.find_elements("css selector", "#result_list tbody th a")
+    return links[0].get_attribute("href") if links else None
 
 
 def photograph(browser: webdriver.Chrome, address: str, target: Path) -> None:
@@ -136,7 +137,18 @@ def open_page(browser: webdriver.Chrome, address: str) -> None:
     browser.execute_cdp_cmd("Network.enable", {})
     browser.execute_cdp_cmd("Network.setExtraHTTPHeaders", {"headers": headers})
     browser.get(urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])))
-    WebDriverWait(browser, 15).until(lambda b: b.execute_script("return document.readyState") == "complete")
+    until(browser, lambda b: b.execute_script("return document.readyState") == "complete")
+
+
+def until(browser: webdriver.Chrome, condition: Callable[[Any], bool], seconds: float = 15) -> bool:
+    """Wait for a condition; False when it did not come true in time."""
+    from selenium.common.exceptions import TimeoutException
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    try:
+        return bool(WebDriverWait(browser, seconds).until(condition))
+    except TimeoutException:
+        return False
 
 
 def emulate(browser: webdriver.Chrome, scheme: str) -> None:

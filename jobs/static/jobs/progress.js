@@ -22,8 +22,8 @@
     if (job.percent === null) bar.removeAttribute("value");
     else bar.value = job.percent;
     part("percent", job.percent === null ? "" : `${job.percent} %`);
-    part("done", job.total === null ? String(job.done) : `${job.done}`);
-    part("total", job.total === null ? "" : String(job.total));
+    part("done", String(job.done));
+    part("total", job.total === null ? "" : `of ${job.total}`);
     part("unit", job.unit);
     part("message", job.message);
     schedule();
