@@ -124,12 +124,18 @@ def _blank(says: Declaration, given: dict[str, Any]) -> Job:
         tenant=options.text("tenant", given.get("tenant"), 100),
         tags=options.tags(given.get("tags")), metadata=options.metadata(given.get("metadata")),
         correlation_id=_correlation(given) or context.correlation_id() or str(root),
-        schedule=options.text("schedule", given.get("schedule"), 200),
+        schedule=_schedule(given),
         parent_id=options.identity("parent_id", given.get("parent_id")), root_id=root,
         group_id=group, group_index=given.get("group_index"), fanin_id=group if chord else None,
         max_attempts=says.allowed,
         **_limits(given, says),
     )  # fmt: skip
+
+
+def _schedule(given: dict[str, Any]) -> str:
+    """The name of the schedule that fired the job: django-celery-beat says it in a header."""
+    headers = given.get("headers") or {}
+    return options.text("schedule", given.get("schedule") or headers.get("periodic_task_name"), 200)
 
 
 def _correlation(given: dict[str, Any]) -> str:
