@@ -17,7 +17,7 @@ if DATABASE not in {"sqlite", "postgres"}:
     raise SystemExit(f"TEST_DB={DATABASE!r} is not a database to test with. Set it to sqlite or postgres.")
 
 os.environ.update(
-    DJANGO_SETTINGS_MODULE="project.settings",
+    DJANGO_SETTINGS_MODULE="tests.settings",
     SECRET_KEY="only-for-tests-" + "x" * 50,
     DEBUG="0",
     HTTPS="0",

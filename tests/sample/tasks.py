@@ -8,7 +8,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from celery import Task as CeleryTask
 from celery import shared_task
+from celery.exceptions import Ignore, Reject
+from celery.signals import before_task_publish
 from django.contrib.auth.models import Group
 
 from jobs.errors import PermanentError, RateLimited, Snooze, TransientError
@@ -181,3 +184,112 @@ def spawn(count: int) -> list[str]:
 def on_error(request: Any, exc: Any, traceback: Any) -> None:
     """An error callback of the form that Celery documents."""
     witness(f"on_error:{request.id}:{type(exc).__name__}:{exc}:{bool(traceback)}")
+
+
+@task
+def collect(values: list[Any]) -> list[Any]:
+    """Return what a chord's header returned, in its order."""
+    return values
+
+
+@task
+def boom(message: str = "boom") -> None:
+    raise ValueError(message)
+
+
+@task(retry_policy=QUICK)
+def fail_unless(name: str, value: int = 0) -> int:
+    """Fail for good until a group called ``name`` exists: what an operator repairs before a replay."""
+    if not Group.objects.filter(name=name).exists():
+        raise PermanentError(f"{name} is missing")
+    return value
+
+
+@task
+def ignored(how: str = "ignore") -> None:
+    raise Ignore("not today") if how == "ignore" else Reject("unwanted", requeue=False)
+
+
+@task
+def unencodable() -> Any:
+    return object()
+
+
+@task(soft_time_limit=1, time_limit=30, retry_policy=QUICK)
+def soft_limited() -> None:
+    witness("start:soft")
+    time.sleep(30)
+
+
+@task(time_limit=1, retry_policy=RetryPolicy(max_attempts=2, base=0.05, cap=0.2))
+def hard_limited() -> None:
+    witness("start:hard")
+    time.sleep(30)
+
+
+@task(bind=True)
+def enlighten(self: Any, name: str) -> str:
+    """Write down what a body can know of itself, and enqueue a child."""
+    child = note.delay(f"child of {name}")
+    witness(f"token:{self.idempotency_token}")
+    return str(child.id)
+
+
+class Audited(CeleryTask):
+    """A base class of a project that never heard of us."""
+
+    abstract = True
+
+    def on_success(self, retval: Any, task_id: str, args: Any, kwargs: Any) -> None:
+        witness(f"audited:{retval}")
+
+
+@shared_task(base=Audited)
+def with_own_base(a: int) -> int:
+    return a + 1
+
+
+@shared_task(bind=True, max_retries=3)
+def count_retries(self: Any) -> int:
+    """Ask for a retry twice, and say how many Celery counted."""
+    witness(f"retries:{self.request.retries}")
+    if self.request.retries < 2:
+        raise self.retry(countdown=0)
+    return int(self.request.retries)
+
+
+@task
+def patient(path: str) -> str:
+    """Run until a file exists: a body whose end the test decides."""
+    witness(f"start:{path}")
+    while not Path(path).exists():
+        time.sleep(0.02)
+    witness(f"end:{path}")
+    return path
+
+
+@task(bind=True)
+def obedient(self: Any) -> None:
+    """Run until told to stop."""
+    witness("start:obedient")
+    for _ in range(600):
+        self.check_cancelled()
+        time.sleep(0.05)
+
+
+@task(base=TransactionalTask)
+def enrol_and_tell(name: str, how: str = "fine") -> None:
+    """Write a row and enqueue a job, in the one transaction of the body."""
+    Group.objects.create(name=name)
+    note.delay(f"enrolled {name}")
+    _MENU[how]()
+
+
+@before_task_publish.connect
+def die_before_sending(sender: Any = None, **_: Any) -> None:
+    """Die between the commit and the send, once, where the file DIE_BEFORE_SENDING names the task that is sent."""
+    flag = Path(os.environ.get("DIE_BEFORE_SENDING", "/nowhere"))
+    if flag.exists() and flag.read_text() == sender:
+        flag.unlink()
+        witness(f"died before sending {sender}")
+        os.kill(os.getpid(), signal.SIGKILL)
