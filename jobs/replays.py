@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jobs import drafts, lifecycle, outbox, payload, publisher
+from jobs import declared, drafts, lifecycle, outbox, payload
 from jobs.errors import Refused
 from jobs.models import Job
 from jobs.payload import Payload
@@ -16,7 +16,7 @@ def repeat(original: Job, content: Payload | None = None) -> Job:
     """
     if original.state != State.FAILED:
         raise Refused(f"Job {original.pk} is {original.state}; only a failed job can be replayed.")
-    says = drafts.declaration(original.task, publisher.in_use().app.tasks.get(original.task))
+    says = drafts.declaration(original.task, declared.task(original.task))
     old = payload.decode(original.payload)
     wanted = old if content is None else content
     if wanted.waits():
