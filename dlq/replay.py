@@ -85,9 +85,14 @@ def _open(letter_id: int) -> DeadLetter:
     letter = DeadLetter.objects.using(lifecycle.alias()).select_for_update().filter(pk=letter_id).first()
     if letter is None:
         raise NotOpen(f"There is no dead letter {letter_id}.")
-    if not letter.is_open:
-        raise NotOpen(f"Dead letter {letter_id} is {letter.status} already, by {letter.closed_by or 'somebody'}.")
+    check_open(letter)
     return letter
+
+
+def check_open(letter: DeadLetter) -> None:
+    """Raise ``NotOpen`` for a letter that is closed, saying how and by whom."""
+    if not letter.is_open:
+        raise NotOpen(f"Dead letter {letter.pk} is {letter.status} already, by {letter.closed_by or 'somebody'}.")
 
 
 def _mark(letter: DeadLetter, status: Status, by: str, reason: str) -> datetime:

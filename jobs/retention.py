@@ -10,24 +10,29 @@ from uuid import UUID
 from django.db import models, transaction
 
 from jobs import lifecycle
+from jobs.control import record_act
 from jobs.errors import Refused
 from jobs.models import FanIn, Job
 from jobs.states import FINAL, State
 
 SLICE = 500
+BY_DEFAULT = (State.COMPLETED, State.CANCELLED)
 
 
 def prune(
-    older_than: timedelta, states: Iterable[State] = (State.COMPLETED, State.CANCELLED),
-    *, limit: int | None = None, progress: Callable[[int], None] | None = None,
+    older_than: timedelta, states: Iterable[str] = BY_DEFAULT, *, limit: int | None = None,
+    progress: Callable[[int], None] | None = None, by: str = "", reason: str = "",
 ) -> int:  # fmt: skip
     """Delete jobs that finished longer ago than ``older_than``, with their attempts; return how many.
 
     Jobs with a dead letter are kept until it is closed, members of a chord until the chord has ended.
+    ``by`` is the person who asked for it, for the audit trail.
     Raises ``Refused`` without an age, or for states that are not final.
     """
     wanted = _checked(older_than, states)
     before = lifecycle.database_now() - older_than
+    if by:
+        record_act("prune", by, f"{', '.join(wanted)}, finished before {before:%Y-%m-%d %H:%M}", reason=reason)
     pruned = 0
     while limit is None or pruned < limit:
         size = SLICE if limit is None else min(SLICE, limit - pruned)
@@ -42,7 +47,13 @@ def prune(
     return pruned
 
 
-def _checked(older_than: timedelta, states: Iterable[State]) -> list[State]:
+def prunable(older_than: timedelta, states: Iterable[str] = BY_DEFAULT) -> int:
+    """How many jobs ``prune`` would delete. It counts rows: seconds at millions."""
+    wanted = _checked(older_than, states)
+    return _prunable(wanted, lifecycle.database_now() - older_than).count()
+
+
+def _checked(older_than: timedelta, states: Iterable[str]) -> list[State]:
     if not isinstance(older_than, timedelta) or older_than <= timedelta(0):  # type: ignore[redundant-expr]
         raise Refused(
             "Prune needs an age: how long ago must a job have finished? For example older_than=timedelta(days=30)."

@@ -91,10 +91,15 @@ def statistics() -> dict[str, Any]:
         "per_state": per_state,
         "per_priority": {priority_from(p).name.lower(): n for p, n in _counts(unfinished, "priority")},
         "per_queue": dict(_counts(unfinished, "queue")),
-        "paused": [str(pause) for pause in Pause.objects.using(lifecycle.alias()).order_by("kind", "name")],
+        "paused": [str(pause) for pause in paused()],
         "workers": Worker.objects.using(lifecycle.alias()).count(),
         "oldest_due": oldest,
     }
+
+
+def paused() -> list[Pause]:
+    """The queues and tasks that are paused."""
+    return list(Pause.objects.using(lifecycle.alias()).order_by("kind", "name"))
 
 
 def _counts(rows: models.QuerySet[Job], field: str) -> list[tuple[Any, int]]:

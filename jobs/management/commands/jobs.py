@@ -1,0 +1,20 @@
+"""``manage.py jobs``: look at jobs and act on them."""
+
+from __future__ import annotations
+
+from jobs.management.acting import Cancel, PauseVerb, Prune, RequeueStuck, Resume, Retry
+from jobs.management.looking import List, Show, Stats
+from jobs.management.verbs import VerbCommand
+
+
+class Command(VerbCommand):
+    """The verbs on jobs."""
+
+    help = "Look at jobs and act on them. Each verb explains itself: manage.py jobs VERB --help."
+    verbs = (List, Show, Stats, Cancel, Retry, Prune, RequeueStuck, PauseVerb, Resume)
+    examples = (
+        "jobs stats",
+        "jobs list --state failed --since 2h",
+        "jobs cancel ID --reason TEXT",
+        "jobs prune --older-than 30d",
+    )

@@ -1,0 +1,220 @@
+"""``manage.py jobs``: the verbs that only look."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import Any
+
+from django.utils import timezone
+
+from jobs import shown, stats
+from jobs.management import arguments, documents
+from jobs.management.ages import ago, said
+from jobs.management.rendering import Column, Paper
+from jobs.management.verbs import Verb, numbered
+from jobs.masking import mask
+from jobs.models import Job
+from jobs.states import MEANING, Priority, State
+
+AN_ID = "0192f0c1-7a55-7c3e-9a55-0d4c6b1f2e3a"
+FILTERS = ("state", "queue", "priority", "tag", "task", "tenant", "key", "since", "until")
+
+LIST = (
+    Column("id", whole=True),
+    Column("task"),
+    Column("state", whole=True),
+    Column("queue"),
+    Column("priority", whole=True),
+    Column("attempts", right=True),
+    Column("created", whole=True),
+    Column("reason"),
+)
+TIMELINE = (
+    Column("#", right=True),
+    Column("started", whole=True),
+    Column("ran", right=True),
+    Column("worker"),
+    Column("outcome"),
+    Column("decision"),
+    Column("wait", right=True),
+    Column("reason"),
+    Column("error"),
+)
+
+
+class List(Verb):
+    """Jobs by filters, newest first."""
+
+    name = "list"
+    help = "list jobs, newest first"
+    examples = (
+        "jobs list --state failed --since 2h",
+        "jobs list --task ChargeOrder --queue payments --priority high",
+        "jobs list --tag import-17 --limit 200 --offset 200",
+        "jobs list --state pending --json | jq -r '.jobs[].id'",
+    )
+
+    @classmethod
+    def arguments(cls, parser: ArgumentParser) -> None:
+        """Filters and a page."""
+        arguments.add_job_filters(parser)
+        arguments.add_page(parser)
+
+    def run(self) -> None:
+        """Show the page."""
+        found = stats.find(**self.chosen(*FILTERS, "limit", "offset"))
+        if self.given["json"]:
+            page = self.chosen("limit", "offset")
+            self.paper.json({"jobs": [documents.short(job) for job in found], **page})
+        elif not found:
+            self.paper.line("No jobs fit.")
+        else:
+            self.paper.table(LIST, [_row(job) for job in found])
+            self._say_more(len(found))
+
+    def _say_more(self, shown_now: int) -> None:
+        if shown_now == self.given["limit"]:
+            self.note(f"{numbered(shown_now, 'job')} shown; for the next: --offset {self.given['offset'] + shown_now}")
+
+
+class Show(Verb):
+    """One job, whole."""
+
+    name = "show"
+    help = "show one job: its state, payload, attempts, error"
+    about = "Show all of one job. Secrets in its payload are hidden."
+    examples = (f"jobs show {AN_ID}", f"jobs show {AN_ID} --json | jq .attempts")
+
+    @classmethod
+    def arguments(cls, parser: ArgumentParser) -> None:
+        """Which job."""
+        parser.add_argument("id", type=arguments.job_id, help="the id of the job")
+
+    def run(self) -> None:
+        """Show it."""
+        job = stats.get(self.given["id"])
+        if self.given["json"]:
+            self.paper.json(documents.whole(job))
+            return
+        self.paper.facts(facts(job))
+        for heading, text in texts(job):
+            if text:
+                self.paper.heading(heading)
+                self.paper.line(text)
+        show_timeline(self.paper, documents.attempts(job))
+        if job.traceback:
+            self.paper.heading("traceback")
+            self.paper.line(job.traceback.rstrip())
+
+
+class Stats(Verb):
+    """Numbers."""
+
+    name = "stats"
+    help = "count jobs: in all, per state, priority and queue"
+    about = "Count the jobs. Per priority and per queue only those count that have not finished."
+    examples = ("jobs stats", "jobs stats --json | jq .per_state")
+
+    def run(self) -> None:
+        """Show them."""
+        numbers = stats.statistics()
+        if self.given["json"]:
+            self.paper.json(numbers)
+            return
+        self.paper.facts(_summary(numbers))
+        for name in ("state", "priority", "queue"):
+            show_counts(self.paper, name, numbers[f"per_{name}"])
+
+
+def show_counts(paper: Paper, name: str, counts: Mapping[str, int], what: str = "jobs") -> None:
+    """A table of numbers per something, unless there are none."""
+    if counts:
+        paper.heading(f"per {name}")
+        paper.table((Column(name), Column(what, right=True)), counts.items())
+
+
+def _summary(numbers: Mapping[str, Any]) -> Iterable[tuple[str, object]]:
+    oldest: datetime | None = numbers["oldest_due"]
+    yield "in all", str(f"{numbers['total']:,}")
+    yield "unfinished", str(f"{numbers['unfinished']:,}")
+    yield "workers", str(numbers["workers"])
+    yield "oldest due", ago(oldest, timezone.now()) if oldest else None
+    yield "paused", numbers["paused"]
+
+
+def _row(job: Job) -> tuple[object, ...]:
+    return (
+        job.pk, job.task.rsplit(".", 1)[-1], job.state, job.queue, Priority(job.priority).name.lower(),
+        f"{job.attempt} of {job.max_attempts}", job.created_at, job.reason,
+    )  # fmt: skip
+
+
+def facts(job: Job) -> Iterable[tuple[str, object]]:
+    """What there is to say of a job in a line each."""
+    letter = documents.letter(job)
+    yield "id", job.pk
+    yield "task", job.task
+    yield "state", f"{job.state}: {MEANING[State(job.state)]}"
+    yield "reason", job.reason
+    yield "dead letter", f"{letter['id']}, {letter['status']} (manage.py dlq show {letter['id']})" if letter else None
+    yield "error", f"{job.error_type}: {job.error_message}".strip(": ")
+    yield "progress", _progress(job)
+    yield "queue", job.queue
+    yield "priority", Priority(job.priority).name.lower()
+    yield "attempts", f"{job.attempt} of {job.max_attempts}"
+    yield from _named(job, "key", "tenant", "tags", "correlation_id", "schedule")
+    for name in ("created", "due", "expires", "sent", "started", "finished", "cancel_requested"):
+        yield name.replace("_", " "), getattr(job, f"{name}_at")
+    yield "cancel reason", job.cancel_reason
+    yield "worker", f"{job.worker}, process {job.pid}" if job.pid else job.worker
+    yield "lease until", job.lease_until if job.state == State.RUNNING else None
+    yield from _named(job, "parent_id", "group_id", "follows_id", "waits_for_id", "replay_of_id")
+    yield "root", job.root_id if job.root_id != job.pk else None
+
+
+def _named(job: Job, *names: str) -> Iterable[tuple[str, object]]:
+    for name in names:
+        yield name.removesuffix("_id").replace("_", " "), getattr(job, name)
+
+
+def _progress(job: Job) -> str:
+    kept = job.progress if isinstance(job.progress, dict) else {}
+    done, total = kept.get("done"), kept.get("total")
+    if done is None:
+        return ""
+    of = f" of {total:,}" if isinstance(total, int | float) else ""
+    counted = f"{done:,}{of} {kept.get('unit') or ''}".rstrip()
+    return f"{counted}: {kept['message']}" if kept.get("message") else counted
+
+
+def texts(job: Job) -> Iterable[tuple[str, str]]:
+    """What takes several lines: secrets are hidden in it."""
+    yield "payload", shown.pretty(shown.masked_payload(job.payload, shown.parameters(job.task)))
+    yield "metadata", shown.pretty(mask(job.metadata)) if job.metadata else ""
+    yield "result", shown.masked(job.result)
+
+
+def show_timeline(paper: Paper, attempts: Iterable[Mapping[str, Any]]) -> None:
+    """A table of attempts, unless there are none."""
+    rows = [_attempt(each) for each in attempts]
+    if rows:
+        paper.heading("attempts")
+        paper.table(TIMELINE, rows)
+
+
+def _attempt(each: Mapping[str, Any]) -> tuple[object, ...]:
+    began, ended = _time(each.get("started_at")), _time(each.get("finished_at"))
+    return (
+        each.get("number"), began, said(ended - began) if began and ended else "", each.get("worker"),
+        each.get("outcome"), each.get("decision"), f"{each['delay']:.1f} s" if each.get("delay") else "",
+        each.get("reason"), f"{each.get('error_type') or ''}: {each.get('error_message') or ''}".strip(": "),
+    )  # fmt: skip
+
+
+def _time(text: str | None) -> datetime | None:
+    try:
+        return datetime.fromisoformat(text) if text else None
+    except ValueError:
+        return None
