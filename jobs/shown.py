@@ -11,7 +11,7 @@ from typing import Any, Final
 from jobs import publisher
 from jobs.errors import JobsError, PayloadError
 from jobs.masking import mask, mask_arguments
-from jobs.payload import Payload, decode, shorten, signature_of
+from jobs.payload import Payload, decode, later, shorten, signature_of
 
 MOST_SHOWN: Final = 20_000
 
@@ -62,10 +62,15 @@ def call(task: str, text: str, names: Sequence[str] = ()) -> str:
 
 
 def _arguments(given: Payload, names: Sequence[str]) -> str:
-    positional = [shorten(repr(value)) for value in mask_arguments(given.args, names)]
-    named = [f"{name}={shorten(repr(value))}" for name, value in mask(given.kwargs).items()]
+    positional = [_readable(value) for value in mask_arguments(given.args, names)]
+    named = [f"{name}={_readable(value)}" for name, value in mask(given.kwargs).items()]
     line = ", ".join((*positional, *named))
     return line if len(line) <= 80 else "\n    " + ",\n    ".join((*positional, *named)) + ",\n"
+
+
+def _readable(value: Any) -> str:
+    """A value as Python writes it; what another job is still to give, in words."""
+    return "<result of the job before>" if value == later() else shorten(repr(value))
 
 
 def pretty(value: Any) -> str:

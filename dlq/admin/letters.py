@@ -243,11 +243,11 @@ class DeadLetterAdmin(ActingAdmin):
         """What became of it."""
         return label(letter.status, TONES[Status(letter.status)])
 
-    @admin.display(description="open alike")
+    @admin.display(description="alike")
     def alike(self, letter: Any) -> SafeString | str:
         """How many open letters have the same fingerprint."""
         number = f"{MOST_ALIKE:,}+" if letter.alike > MOST_ALIKE else f"{letter.alike:,}"
-        title = "the same task, error and place in the code"
+        title = "open letters with the same task, error and place in the code"
         return format_html(
             '<a href="?{}" title="{}">{}</a>', urlencode({"fingerprint": letter.fingerprint}), title, number
         )

@@ -76,6 +76,11 @@ def test_the_payload_is_shown_as_a_call(chief: Client) -> None:
     assert "ChargeOrder.delay(order_id=7)" in page(chief, rows.job())
 
 
+def test_a_value_that_is_still_to_come_is_told_in_words(chief: Client) -> None:
+    html = page(chief, rows.job(payload='{"args":[{"__mainstay_later__":true}],"kwargs":{}}'))
+    assert "ChargeOrder.delay(&lt;result of the job before&gt;)" in html
+
+
 def test_a_huge_result_is_cut(chief: Client) -> None:
     html = page(chief, rows.job("completed", result=json.dumps("x" * 100_000)))
     assert len(html) < 60_000
