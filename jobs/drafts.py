@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -55,12 +56,18 @@ def declaration(name: str, task: Any) -> Declaration:
     return Declaration(
         name=name, body=task.run, typed=getattr(task, "typed", False),
         queue=getattr(task, "job_queue", None), priority=getattr(task, "job_priority", None),
-        key=getattr(task, "key", NO_KEY), key_scope=getattr(task, "key_scope", WHILE_UNFINISHED),
+        key=_key_of(task), key_scope=getattr(task, "key_scope", WHILE_UNFINISHED),
         version=getattr(task, "version", 1), upcasters=getattr(task, "upcasters", None),
         idempotent=getattr(task, "idempotent", False), transactional=getattr(task, "transactional", False),
         retry_policy=policy, max_attempts=None if policy.max_attempts else _of_celery(task),
         time_limit=getattr(task, "time_limit", None), soft_time_limit=getattr(task, "soft_time_limit", None),
     )  # fmt: skip
+
+
+def _key_of(task: Any) -> Any:
+    """The key as it was declared: a function of the arguments, which must not be bound to the task."""
+    key = inspect.getattr_static(type(task), "key", NO_KEY)
+    return key.__func__ if isinstance(key, staticmethod) else key
 
 
 def _of_celery(task: Any) -> int | None:
