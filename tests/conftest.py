@@ -103,8 +103,11 @@ def forget_connections() -> None:
     """Close this process's connections to the broker, so that no test inherits a broken one."""
     from kombu import pools
 
-    for pool in (*pools.producers.values(), *pools.connections.values()):
-        pool.force_close_all(close_pool=False)
+    from project.celery import app
+
+    # A pool that was only emptied would make whoever asks next wait for ever.
+    pools.reset()
+    app._after_fork()
 
 
 # --- Processes --------------------------------------------------------------------------------------
