@@ -227,7 +227,7 @@ class Platform:
         """Say where to look."""
         self.say(f"\n  admin   http://127.0.0.1:{self.ports['web']}/admin/   {login}")
         self.say(f"  flower  http://127.0.0.1:{self.ports['flower']}/         login: admin {self.password}")
-        self.say(f"  logs    {self.logs.relative_to(ROOT)}/\n")
+        self.say(f"  logs    {os.path.relpath(self.logs)}/\n")
 
 
 def counts() -> dict[str, int]:
