@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from functools import cache
 from typing import Any
+from weakref import WeakSet
 
 from jobs import conf, publisher
 from jobs.errors import OptionError
@@ -29,9 +29,19 @@ def tasks(of: Any = None) -> dict[str, Any]:
     return {name: task for name, task in sorted(celery.tasks.items()) if not name.startswith("celery.")}
 
 
-@cache
 def _import_tasks(celery: Any) -> None:
-    celery.loader.import_default_modules()
+    # Marked first: Celery's Django fixup answers the import by running all system checks, and ours come here again.
+    if celery in _imported:
+        return
+    _imported.add(celery)
+    try:
+        celery.loader.import_default_modules()
+    except BaseException:
+        _imported.discard(celery)
+        raise
+
+
+_imported: WeakSet[Any] = WeakSet()
 
 
 def queues(of: Any = None) -> frozenset[str]:

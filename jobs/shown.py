@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final
 
-from jobs import publisher
+from jobs import declared
 from jobs.errors import JobsError, PayloadError
 from jobs.masking import mask, mask_arguments
 from jobs.payload import Payload, decode, later, shorten, signature_of
@@ -42,11 +42,9 @@ def masked_payload(text: str, names: Sequence[str] = ()) -> Any:
 def parameters(task: str) -> tuple[str, ...]:
     """The parameters of a task's body, which name its positional arguments; none when the task is not known here."""
     try:
-        app = publisher.in_use().app
+        body = declared.task(task)
     except JobsError:
         return ()
-    app.loader.import_default_modules()
-    body = app.tasks.get(task)
     return tuple(signature_of(body.run).parameters) if body is not None else ()
 
 
