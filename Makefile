@@ -31,15 +31,19 @@ test: $(READY) ## Run the tests on SQLite, then those that touch a database on P
 .PHONY: check
 check: export DEBUG := 1
 check: $(READY) ## Check format, lint, types, imports, Django's checks, migrations, spelling
-	@echo "── format";     $(RUN) -m ruff format --check --quiet .
-	@echo "── lint";       $(RUN) -m ruff check --quiet .
-	@echo "── types";      $(RUN) -m mypy
-	@echo "── imports";    $(VENV)/bin/lint-imports --no-logo
-	@echo "── Django";     $(RUN) manage.py check --fail-level WARNING
-	@echo "── deployment"; DEBUG=0 SECRET_KEY=$$($(RUN) -c 'import secrets; print(secrets.token_urlsafe(60))') \
-		$(RUN) manage.py check --deploy --fail-level WARNING
-	@echo "── migrations"; $(RUN) manage.py makemigrations --check --dry-run
-	@echo "── spelling";   $(VENV)/bin/codespell
+	@failed=; \
+	run() { name=$$1; shift; echo "── $$name"; "$$@" || failed="$$failed $$name"; }; \
+	run format $(RUN) -m ruff format --check --quiet .; \
+	run lint $(RUN) -m ruff check --quiet .; \
+	run types $(RUN) -m mypy; \
+	run imports $(VENV)/bin/lint-imports --no-logo; \
+	run Django $(RUN) manage.py check --fail-level WARNING; \
+	run deployment env DEBUG=0 SECRET_KEY=$$($(RUN) -c 'import secrets; print(secrets.token_urlsafe(60))') \
+		$(RUN) manage.py check --deploy --fail-level WARNING; \
+	run migrations $(RUN) manage.py makemigrations --check --dry-run; \
+	run spelling $(VENV)/bin/codespell; \
+	if [ -n "$$failed" ]; then echo "not as it should be:$$failed"; exit 1; fi; \
+	echo "all checks passed"
 
 .PHONY: latest
 latest: ## Run the tests with the newest versions that the dependencies allow, in a virtualenv of its own
