@@ -18,6 +18,7 @@ from jobs.publisher import HEADER, UNTRACKED, Publisher
 TASK_CLASS = "jobs.task:Tracked"
 RESULT_BACKEND = "jobs.results:JobBackend"
 REQUEST_CLASS = "jobs.worker:Request"
+CONSUMER_STEP = "jobs.worker:Children"
 
 DEFAULTS: dict[str, Any] = {
     "task_acks_late": True,
@@ -57,6 +58,7 @@ def install(app: Any) -> Any:
     publisher.use(Publisher(app, send_task))
     app.send_task = functools.partial(_send_task, app, send_task)
     app.on_after_finalize.connect(_adopt_tasks, weak=False)
+    app.steps["consumer"].add(CONSUMER_STEP)
     _make_canvas_atomic()
     signals.celeryd_after_setup.connect(_before_work, weak=False, dispatch_uid="mainstay")
     signals.beat_init.connect(_start_conductor, weak=False, dispatch_uid="mainstay")

@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from billiard.exceptions import Terminated, TimeLimitExceeded, WorkerLostError
-from celery import signals
+from celery import bootsteps, signals
 from celery.worker import state as worker_state
 from celery.worker.request import Request as CeleryRequest
-from django.db import Error, connection
+from django.db import Error
 
 from jobs import lifecycle, rescue
 from jobs.models import Worker
@@ -19,6 +21,7 @@ from jobs.models import Worker
 logger = logging.getLogger("jobs.worker")
 
 REPORT_EVERY = 2.0  # seconds
+LOOK_EVERY = 0.25  # seconds
 
 
 class Request(CeleryRequest):
@@ -38,19 +41,67 @@ class Request(CeleryRequest):
         _in_background(rescue.revoked, self.id, reason)
 
 
+class ForkGate:
+    """Keeps the pool from forking a child while a thread of this process talks to the database.
+
+    A child would inherit what that thread holds (of SQLite: its locks, for ever).
+    """
+
+    PATIENCE = 5.0  # seconds; a database that hangs must not keep the pool from growing
+
+    def __init__(self) -> None:
+        self._talking = threading.Lock()
+        self._forking = False
+
+    @contextmanager
+    def talking(self) -> Iterator[None]:
+        """Talk to the database, and leave no connection open."""
+        with self._talking:
+            try:
+                yield
+            finally:
+                lifecycle.database().close()
+
+    def guard_forks(self) -> None:
+        """Watch over every fork of this process from now on."""
+        os.register_at_fork(before=self._close, after_in_parent=self._open, after_in_child=self._renew)
+
+    def _close(self) -> None:
+        self._forking = self._talking.acquire(timeout=self.PATIENCE)
+
+    def _open(self) -> None:
+        if self._forking:
+            self._talking.release()
+
+    def _renew(self) -> None:
+        self._talking = threading.Lock()
+
+
+_gate = ForkGate()
+
+
 def _in_background(act: Any, *args: Any) -> None:
     """Talk to the database beside the event loop: a slow answer must not stop the worker's consuming."""
 
     def run() -> None:
-        try:
-            act(*args)
-        except Error as error:
-            # The lease ends by itself: the conductor finds what we could not report.
-            logger.warning("%s could not reach the database: %s", act.__name__, error)
-        finally:
-            connection.close()
+        with _gate.talking():
+            try:
+                act(*args)
+            except Error as error:
+                # The lease ends by itself: the conductor finds what we could not report.
+                logger.warning("%s could not reach the database: %s", act.__name__, error)
 
     threading.Thread(target=run, name=f"mainstay-{act.__name__}", daemon=True).start()
+
+
+class Children(bootsteps.StartStopStep):  # type: ignore[misc]
+    """Looks for dead children often: the one look that the pool takes when a child dies may come just too early."""
+
+    def start(self, parent: Any) -> None:
+        """The consumer starts, or starts again after it lost the broker."""
+        pool = getattr(parent.pool, "_pool", None)
+        if getattr(parent, "hub", None) is not None and hasattr(pool, "maintain_pool"):
+            parent.hub.call_repeatedly(LOOK_EVERY, pool.maintain_pool)
 
 
 def report_in_background(instance: Any) -> None:
@@ -58,6 +109,7 @@ def report_in_background(instance: Any) -> None:
     stopping = threading.Event()
 
     def start(**_: Any) -> None:
+        _gate.guard_forks()
         threading.Thread(target=_report_until, args=(instance, stopping), name="mainstay-report", daemon=True).start()
 
     def stop(**_: Any) -> None:
@@ -70,13 +122,12 @@ def report_in_background(instance: Any) -> None:
 def _report_until(instance: Any, stopping: threading.Event) -> None:
     started = None
     while not stopping.is_set():
-        try:
-            started = report(instance, started)
-        except Error as error:
-            logger.warning("The worker could not report itself: %s", error)
-            connection.close()
+        with _gate.talking():
+            try:
+                started = report(instance, started)
+            except Error as error:
+                logger.warning("The worker could not report itself: %s", error)
         stopping.wait(REPORT_EVERY)
-    connection.close()
 
 
 def report(instance: Any, started: Any = None) -> Any:
