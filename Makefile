@@ -10,6 +10,7 @@ EXTRAS ?= dev,demo
 CONSTRAINTS ?= constraints.txt
 RUN := $(VENV)/bin/python
 READY := $(VENV)/ready
+PIP := $(RUN) -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 
 .PHONY: help
 help: ## List the commands
@@ -45,6 +46,12 @@ check: $(READY) ## Check format, lint, types, imports, Django's checks, migratio
 	if [ -n "$$failed" ]; then echo "not as it should be:$$failed"; exit 1; fi; \
 	echo "all checks passed"
 
+.PHONY: screenshots
+screenshots: $(READY) ## Take pictures of a running demo into screenshots/ (needs Chromium and ChromeDriver)
+	@[ -f .demo/addresses ] || { echo "There is no demo to take pictures of. Run 'make demo' in another terminal." >&2; exit 1; }
+	@$(RUN) -c 'import selenium' 2>/dev/null || $(PIP) selenium
+	@$(RUN) -m tests.screenshots screenshots $$(cat .demo/addresses)
+
 .PHONY: latest
 latest: ## Run the tests with the newest versions that the dependencies allow, in a virtualenv of its own
 	@rm -rf .venv-latest
@@ -66,20 +73,22 @@ if [ -z "$$python" ]; then echo "There is no Python 3.11 or newer here$(if $(PYT
 endef
 
 $(READY): pyproject.toml $(CONSTRAINTS)
-	@$(FIND_PYTHON); \
-	echo "setting up: $(VENV) with $$($$python --version)"; \
-	rm -rf $(VENV); \
-	if ! $$python -m venv $(VENV) >.venv.log 2>&1; then \
-		cat .venv.log >&2; \
-		echo "This Python cannot make a virtualenv; on Debian or Ubuntu, 'apt-get install python3-venv' mends it." >&2; \
-		rm -rf $(VENV) .venv.log; exit 1; \
-	fi; \
-	echo "setting up: packages (a minute or two)"; \
-	if ! $(RUN) -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e '.[$(EXTRAS)]' >.venv.log 2>&1; then \
-		grep -v '^WARNING' .venv.log >&2; \
+	@if ! $(RUN) -c '' 2>/dev/null; then \
+		$(FIND_PYTHON); \
+		echo "setting up: $(VENV) with $$($$python --version)"; \
+		rm -rf $(VENV); \
+		if ! $$python -m venv $(VENV) >.venv.log 2>&1; then \
+			cat .venv.log >&2; rm -rf $(VENV) .venv.log; \
+			echo "This Python cannot make a virtualenv; on Debian or Ubuntu, 'apt-get install python3-venv' mends it." >&2; \
+			exit 1; \
+		fi; \
+	fi
+	@echo "setting up: packages (a minute or two)"
+	@if ! $(PIP) -e '.[$(EXTRAS)]' >.venv.log 2>&1; then \
+		grep -v '^WARNING' .venv.log >&2; rm -f .venv.log; \
 		echo "The packages cannot be installed; the lines above say why." >&2; \
-		rm -f .venv.log; exit 1; \
-	fi; \
-	rm -f .venv.log; \
-	touch $@; \
-	echo "setting up: done"
+		exit 1; \
+	fi
+	@rm -f .venv.log
+	@touch $@
+	@echo "setting up: done"

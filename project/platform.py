@@ -50,7 +50,7 @@ class Platform:
         self.directory = directory
         self.console = console
         self.logs = directory / "logs"
-        self.logs.mkdir(parents=True, exist_ok=True)
+        self.logs.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.children: dict[str, subprocess.Popen[bytes]] = {}
         self.redis = RedisServer(directory / "redis")
         self.servers: list[Server] = [self.redis]
@@ -224,10 +224,17 @@ class Platform:
             self.console.print(words, markup=False)
 
     def show_addresses(self, login: str) -> None:
-        """Say where to look."""
-        self.say(f"\n  admin   http://127.0.0.1:{self.ports['web']}/admin/   {login}")
-        self.say(f"  flower  http://127.0.0.1:{self.ports['flower']}/         login: admin {self.password}")
+        """Say where to look, and keep it for ``make screenshots``."""
+        admin, flower = f"127.0.0.1:{self.ports['web']}", f"127.0.0.1:{self.ports['flower']}"
+        self.say(f"\n  admin   http://{admin}/admin/   {login}")
+        self.say(f"  flower  http://{flower}/         login: admin {self.password}")
         self.say(f"  logs    {os.path.relpath(self.logs)}/\n")
+        _, user, password = login.split()
+        kept = self.directory / "addresses"
+        kept.touch(mode=0o600)
+        kept.write_text(
+            f"--url http://{admin} --user {user} --password {password} --flower http://admin:{self.password}@{flower}\n"
+        )
 
 
 def counts() -> dict[str, int]:
