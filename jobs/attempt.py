@@ -14,16 +14,17 @@ from billiard.exceptions import SoftTimeLimitExceeded
 from celery.exceptions import Ignore, Reject, Retry, WorkerShutdown, WorkerTerminate
 from django.db import DatabaseError, InterfaceError, OperationalError, connections, transaction
 
-from jobs import conclusion, drafts, heartbeat, lifecycle, payload, successors
+from jobs import conclusion, drafts, errbacks, heartbeat, lifecycle, payload, successors
 from jobs.conclusion import Report
 from jobs.conf import current as settings
 from jobs.context import correlated
 from jobs.drafts import Declaration
 from jobs.errors import JobCancelled, LeaseLost, MoveRefused, PayloadError, WorkerLost
+from jobs.failures import Failure, Kind
 from jobs.heartbeat import shielded, unshielded
 from jobs.lifecycle import NOW, Plus
 from jobs.models import Job
-from jobs.retry import Decision, Failure, Kind
+from jobs.retry import Decision
 from jobs.signals import lifecycle as announced
 from jobs.states import State
 
@@ -123,7 +124,7 @@ def run(task: Any, job: Job, says: Declaration) -> Outcome:
 def _arguments(says: Declaration, content: payload.Payload) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if says.typed:
         return payload.restore(says.body, content, says.name)
-    return successors.with_failures(content.args), content.kwargs
+    return errbacks.with_failures(content.args), content.kwargs
 
 
 def _body(task: Any, job: Job, says: Declaration, args: Any, kwargs: Any) -> Any:

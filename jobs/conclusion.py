@@ -11,11 +11,12 @@ from typing import Any
 from django.db import transaction
 from django.utils import timezone
 
-from jobs import drafts, lifecycle, publisher, successors
+from jobs import declared, drafts, lifecycle, successors
 from jobs.conf import current as settings
+from jobs.failures import Failure, Kind
 from jobs.lifecycle import Clock, Plus
 from jobs.models import Job
-from jobs.retry import Bounds, Decision, Failure, History, Kind
+from jobs.retry import Bounds, Decision, History
 from jobs.signals import job_failed
 from jobs.signals import lifecycle as announced
 from jobs.states import State
@@ -44,9 +45,9 @@ class Report:
         return cls(kind[:255], _clean(message, MESSAGE_LIMIT), _clean(text, TRACEBACK_LIMIT))
 
 
-def declared(job: Job) -> drafts.Declaration:
-    """What the task of a job says of itself, in this process."""
-    return drafts.declaration(job.task, publisher.in_use().app.tasks.get(job.task))
+def declaration(job: Job) -> drafts.Declaration:
+    """What the task of a job says of itself."""
+    return drafts.declaration(job.task, declared.task(job.task))
 
 
 def conclude(job: Job, failure: Failure, report: Report, **changes: Any) -> tuple[Job, Decision]:
@@ -75,7 +76,7 @@ def conclude(job: Job, failure: Failure, report: Report, **changes: Any) -> tupl
 
 def decide(job: Job, failure: Failure) -> Decision:
     """The decision of the task's policy, with the dice thrown and the clock read here."""
-    says, limits = declared(job), settings()
+    says, limits = declaration(job), settings()
     history = History(
         attempt=job.attempt, allowed=job.max_attempts, snoozes=job.snoozes, age=timezone.now() - job.created_at,
         losses=job.losses + (failure.kind is Kind.LOST), idempotent=says.idempotent or job.key is not None,

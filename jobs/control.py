@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -104,14 +105,10 @@ def expire(limit: int = 500) -> int:
         state__in=[*WAITING, State.RESERVED],
         expires_at__lte=lifecycle.database_now(),
     )
-    expired = 0
-    for job in rows[:limit]:
-        try:
-            successors.finish(job, State.CANCELLED, "expired")
-            expired += 1
-        except MoveRefused:
-            continue
-    return expired
+    return sum(
+        lifecycle.tried(job, functools.partial(successors.finish, job, State.CANCELLED, "expired"))
+        for job in rows[:limit]
+    )
 
 
 def forget_workers() -> int:

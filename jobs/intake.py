@@ -8,7 +8,7 @@ from uuid import UUID
 
 from django.db import connections, transaction
 
-from jobs import drafts, lifecycle, outbox, payload, publisher, successors
+from jobs import canvas, drafts, lifecycle, outbox, payload, publisher, successors
 from jobs.errors import JobsError
 from jobs.lifecycle import NOW
 from jobs.models import Job
@@ -38,7 +38,7 @@ def enqueue(name: str, task: Any, args: Any, kwargs: Any, options: dict[str, Any
     try:
         job = drafts.draft(name, task, args, kwargs, options, publisher.in_use().app.timezone)
         job.queue = outbox.queue_of(job.queue, name, task, options)
-        job.canvas = outbox.canvas(options, name)
+        job.canvas = canvas.kept(options, name)
     except JobsError as error:
         if not successors.dispatching():
             raise
@@ -56,7 +56,7 @@ def adopt(name: str, task: Any, args: Any, kwargs: Any, options: dict[str, Any])
     """Record a job for a message that is in the broker already: reserved, and not sent again."""
     try:
         job = drafts.draft(name, task, args, kwargs, options, publisher.in_use().app.timezone)
-        job.canvas = outbox.canvas(options, name)
+        job.canvas = canvas.kept(options, name)
     except JobsError as error:
         bury(name, args, kwargs, options, error)
         return
@@ -80,7 +80,7 @@ def bury(name: str, args: Any, kwargs: Any, options: dict[str, Any], error: Jobs
     wanted = {k: v for k, v in options.items() if k in _BURIED_OPTIONS}
     job = drafts.draft(name, None, (), {}, wanted, publisher.in_use().app.timezone)
     job.payload = payload.encode(Payload(tuple(args or ()), dict(kwargs or {})))
-    job.queue, job.canvas = publisher.in_use().app.conf.task_default_queue, outbox.canvas(options, name)
+    job.queue, job.canvas = publisher.in_use().app.conf.task_default_queue, canvas.kept(options, name)
     job.state, job.reason, job.finished_at = State.FAILED, "could not be enqueued", NOW  # type: ignore[assignment]
     job.error_type, job.error_message = f"{type(error).__module__}.{type(error).__qualname__}", str(error)
     with transaction.atomic(using=lifecycle.alias()):

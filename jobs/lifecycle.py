@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import logging
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
-from django.db import connections, models, router
+from django.db import DatabaseError, connections, models, router
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models.expressions import Col
 
@@ -31,6 +32,8 @@ class Plus:
 
     amount: int
 
+
+logger = logging.getLogger("jobs.lifecycle")
 
 NOW = Clock()
 _FAT = {"result", "error_message", "traceback"}
@@ -135,6 +138,20 @@ def not_paused() -> str:
         f"NOT EXISTS (SELECT 1 FROM jobs_pause p WHERE (p.kind = 'queue' AND p.name = {_table()}.queue) "
         f"OR (p.kind = 'task' AND p.name = {_table()}.task))"
     )
+
+
+def tried(job: Job, act: Callable[[], Any]) -> bool:
+    """Do an act on one job of many; False when the job has moved, or the act failed: the other jobs go on."""
+    try:
+        act()
+    except MoveRefused:
+        return False
+    except DatabaseError:
+        raise
+    except Exception:
+        logger.exception("Job %s could not be moved on; it is tried again later.", job.pk)
+        return False
+    return True
 
 
 def seen(job_id: UUID) -> Job | None:

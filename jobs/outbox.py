@@ -11,7 +11,7 @@ from uuid import UUID
 
 from django.db import transaction
 
-from jobs import keys, lifecycle, payload, publisher
+from jobs import keys, lifecycle, publisher
 from jobs.conf import current as settings
 from jobs.errors import BrokerUnavailable, OptionError
 from jobs.idempotency import WHILE_UNFINISHED, KeyScope
@@ -135,23 +135,6 @@ def release(limit: int | None = None) -> int:
     if publisher.in_use().paused:
         return 0
     return send(lifecycle.reserve_due(limit or int(settings().RELEASE_BATCH)))
-
-
-def canvas(options: dict[str, Any], name: str) -> str:
-    """What follows the job, as JSON; empty when nothing does."""
-    follows = {
-        "links": _listed(options.get("link")), "errors": _listed(options.get("link_error")),
-        "chain": list(options.get("chain") or ()),
-    }  # fmt: skip
-    if not any(follows.values()):
-        return ""
-    return payload.limit(payload.to_json(follows), int(settings().CANVAS_LIMIT), f"the canvas of {name}")
-
-
-def _listed(value: Any) -> list[Any]:
-    if value is None:
-        return []
-    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def queue_of(declared: str, name: str, task: Any, options: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ from django.db.models import Min
 
 from jobs import conclusion, lifecycle, publisher, successors
 from jobs.conf import current as settings
-from jobs.errors import BrokerUnavailable, MoveRefused
+from jobs.errors import BrokerUnavailable
 from jobs.lifecycle import Clock
 from jobs.models import Job, Worker
 from jobs.states import State
@@ -78,16 +78,16 @@ def _send_again(queue: str, empty_at: datetime, limit: int) -> int:
 
 def _lost(job: Job) -> bool:
     """Make a lost job due again, later each time; one that was sent in vain too often becomes a dead letter."""
-    try:
-        if job.sends >= settings().MAX_SENDS:
-            successors.finish(
-                job, State.FAILED, f"sent {job.sends} times and never claimed",
-                error_type="jobs.errors.NeverClaimed",
-                error_message=f"Nobody claimed it. Does a worker of queue {job.queue!r} know {job.task}?",
-            )  # fmt: skip
-        else:
-            wait = conclusion.declared(job).retry_policy.backoff(job.sends) if job.sends > 1 else timedelta(0)
-            lifecycle.move(job, State.PENDING, "its message was lost", due_at=Clock(wait))
-    except MoveRefused:
-        return False
-    return True
+    return lifecycle.tried(job, lambda: _never_claimed(job) if job.sends >= settings().MAX_SENDS else _due_again(job))
+
+
+def _never_claimed(job: Job) -> None:
+    successors.finish(
+        job, State.FAILED, f"sent {job.sends} times and never claimed", error_type="jobs.errors.NeverClaimed",
+        error_message=f"Nobody claimed it. Does a worker of queue {job.queue!r} know {job.task}?",
+    )  # fmt: skip
+
+
+def _due_again(job: Job) -> None:
+    wait = conclusion.declaration(job).retry_policy.backoff(job.sends) if job.sends > 1 else timedelta(0)
+    lifecycle.move(job, State.PENDING, "its message was lost", due_at=Clock(wait))

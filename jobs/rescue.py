@@ -12,10 +12,10 @@ from uuid import UUID
 from jobs import conclusion, control, lifecycle, outbox, publisher, successors
 from jobs.conclusion import Report
 from jobs.conf import current as settings
-from jobs.errors import MoveRefused, Refused, WorkerLost
+from jobs.errors import Refused, WorkerLost
+from jobs.failures import Failure, Kind
 from jobs.models import Job
 from jobs.reconcile import Reconciler
-from jobs.retry import Failure, Kind
 from jobs.states import State
 
 logger = logging.getLogger("jobs.rescue")
@@ -94,33 +94,21 @@ def force_cancel(limit: int = 200) -> int:
     asked = Job.objects.using(lifecycle.alias()).filter(finished_at__isnull=True, cancel_requested_at__isnull=False)
     running = asked.filter(state=State.RUNNING, cancel_requested_at__lt=late)
     others = asked.exclude(state=State.RUNNING)
-    return sum(_cancelled(job) for job in running[:limit]) + sum(_cancelled_waiting(job) for job in others[:limit])
+    return sum(_cancelled(job) for job in (*running[:limit], *others[:limit]))
 
 
 def _lost(job: Job, why: str) -> bool:
     if job.cancel_requested_at is not None:
         return _cancelled(job)
-    error = WorkerLost(why)
-    try:
-        conclusion.conclude(job, Failure(Kind.LOST, why), Report.of(error))
-    except MoveRefused:
-        return False
-    logger.warning("Job %s was rescued: %s", job.pk, why)
-    return True
-
-
-def _cancelled_waiting(job: Job) -> bool:
-    try:
-        successors.finish(job, State.CANCELLED, job.cancel_reason)
-    except MoveRefused:
-        return False
-    return True
+    report = Report.of(WorkerLost(why))
+    found = lifecycle.tried(job, lambda: conclusion.conclude(job, Failure(Kind.LOST, why), report))
+    if found:
+        logger.warning("Job %s was rescued: %s", job.pk, why)
+    return found
 
 
 def _cancelled(job: Job) -> bool:
+    if job.state != State.RUNNING:
+        return lifecycle.tried(job, lambda: successors.finish(job, State.CANCELLED, job.cancel_reason))
     failure = Failure(Kind.CANCELLED, f"forced: {job.cancel_reason or 'cancelled'}")
-    try:
-        conclusion.conclude(job, failure, Report())
-    except MoveRefused:
-        return False
-    return True
+    return lifecycle.tried(job, lambda: conclusion.conclude(job, failure, Report()))

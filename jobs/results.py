@@ -10,7 +10,7 @@ from celery.backends.base import BaseBackend
 from celery.exceptions import TaskRevokedError
 from django.apps import apps
 
-from jobs import lifecycle, payload, successors
+from jobs import errbacks, lifecycle, payload, successors
 from jobs.models import Job
 from jobs.states import CELERY_STATE, State
 
@@ -128,7 +128,7 @@ class JobBackend(BaseBackend):
         if job.state == State.CANCELLED:
             return TaskRevokedError(job.reason)
         if job.state in (State.FAILED, State.RETRYING):
-            return successors.error_of(job)
+            return errbacks.error_of(job)
         progress = job.progress or {}
         return progress.get("meta", progress)
 

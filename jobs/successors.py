@@ -11,11 +11,9 @@ from contextvars import ContextVar
 from typing import Any
 from uuid import UUID
 
-from celery.app.task import Context
-from celery.canvas import maybe_signature
 from django.db import transaction
 
-from jobs import drafts, keys, lifecycle, outbox, payload, publisher
+from jobs import canvas, declared, drafts, errbacks, keys, lifecycle, outbox, payload
 from jobs.errors import DependencyFailed, JobsError, MoveRefused
 from jobs.idempotency import WHILE_UNFINISHED
 from jobs.lifecycle import NOW
@@ -43,7 +41,7 @@ def settle(job: Job) -> None:
         _dispatch(job, follows)
     else:
         _call_errbacks(job, follows.get("errors", ()))
-        for signature in _ends(follows.get("chain", ())[:1]):
+        for signature in canvas.ends(follows.get("chain", ())[:1]):
             _strand(job, signature)
     if job.fanin_id:
         _count(job.fanin_id, job.origin_id or job.pk, job.state == State.COMPLETED)
@@ -121,10 +119,10 @@ def _dispatch(job: Job, follows: dict[str, Any]) -> None:
     result = _result(job)
     with _as_successor():
         for link in follows.get("links", ()):
-            _signature(link).apply_async((result,), **lineage)
+            canvas.signature(link).apply_async((result,), **lineage)
         chain = follows.get("chain") or []
         if chain:
-            _signature(chain[-1]).apply_async((result,), chain=chain[:-1] or None, **lineage)
+            canvas.signature(chain[-1]).apply_async((result,), chain=chain[:-1] or None, **lineage)
 
 
 @contextmanager
@@ -136,52 +134,14 @@ def _as_successor() -> Iterator[None]:
         _dispatching.reset(token)
 
 
-def _call_errbacks(job: Job, errbacks: Any) -> None:
+def _call_errbacks(job: Job, linked: Any) -> None:
     """Enqueue what was linked to the failure, as durably as everything else."""
     with _as_successor():
-        for errback in errbacks:
-            signature = _signature(errback)
+        for errback in linked:
+            signature = canvas.signature(errback)
             signature.apply_async(
-                _errback_args(signature, job), parent_id=str(job.pk), root_id=str(job.root_id or job.pk)
+                errbacks.arguments(signature, job), parent_id=str(job.pk), root_id=str(job.root_id or job.pk)
             )
-
-
-def _errback_args(errback: Any, job: Job) -> tuple[Any, ...]:
-    """Celery's two forms of an error callback: with the id of what failed, or with (request, exc, traceback)."""
-    task = publisher.in_use().app.tasks.get(errback.task)
-    taken = (
-        [p for p in payload.signature_of(task.run).parameters.values() if p.kind <= p.POSITIONAL_OR_KEYWORD]
-        if task
-        else []
-    )
-    if len(taken) - len(errback.args) < 3:
-        return (str(job.pk),)
-    mark = {payload.FAILED: str(job.pk)}
-    return mark, mark, Job.objects.using(lifecycle.alias()).values_list("traceback", flat=True).get(pk=job.pk)
-
-
-def with_failures(args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Arguments in which marks of a failed job stand for its request and its error, with those put in."""
-    if len(args) < 2 or not (isinstance(args[0], dict) and payload.FAILED in args[0]):
-        return args
-    job = Job.objects.using(lifecycle.alias()).get(pk=args[0][payload.FAILED])
-    content = payload.decode(job.payload)
-    request = Context(
-        id=str(job.pk), task=job.task, args=list(content.args), kwargs=content.kwargs, root_id=str(job.root_id),
-        parent_id=job.parent_id and str(job.parent_id), hostname=job.worker, retries=max(0, job.attempt - 1),
-    )  # fmt: skip
-    return request, error_of(job), *args[2:]
-
-
-def error_of(job: Job) -> Any:
-    """The error of a job as an exception again: of its own class where that can be found."""
-    module, _, name = job.error_type.rpartition(".")
-    described = {
-        "exc_type": name or "Exception",
-        "exc_module": module or "builtins",
-        "exc_message": [job.error_message],
-    }
-    return publisher.in_use().app.backend.exception_to_python(described)
 
 
 def _strand(job: Job, signature: Any) -> None:
@@ -194,20 +154,6 @@ def _strand(job: Job, signature: Any) -> None:
         _count(UUID(str(options["group_id"])), UUID(str(end)), completed=False)
     for follower in _followers(UUID(str(end))):
         settle_follower(follower, job)
-
-
-def _ends(signatures: Any) -> Iterator[Any]:
-    """The signatures with which a canvas ends: those that others wait for."""
-    for signature in map(_signature, signatures):
-        members = getattr(signature, "tasks", None)
-        if signature.get("subtask_type") == "chord":
-            yield from _ends([signature.body])
-        elif signature.get("subtask_type") == "group":
-            yield from _ends(members)
-        elif signature.get("subtask_type") == "chain":
-            yield from _ends(list(members or ())[-1:])
-        else:
-            yield signature
 
 
 def _count(fanin_id: UUID, member: UUID, completed: bool) -> None:
@@ -290,7 +236,7 @@ def fulfil(job: Job, value: Any) -> None:
 
     Raises a ``JobsError`` when the payload does not fit its task.
     """
-    says = drafts.declaration(job.task, publisher.in_use().app.tasks.get(job.task))
+    says = drafts.declaration(job.task, declared.task(job.task))
     drafts.fill(job, says, payload.decode(job.payload).fulfilled(value), job.key)
     owner = _owner(job, says)
     if owner is not None:
@@ -330,7 +276,3 @@ def _followers(owner: UUID) -> list[Job]:
 def _result(job: Job) -> Any:
     text = Job.objects.using(lifecycle.alias()).values_list("result", flat=True).get(pk=job.pk)
     return None if text is None else payload.from_json(text)
-
-
-def _signature(content: Any) -> Any:
-    return maybe_signature(content, app=publisher.in_use().app)

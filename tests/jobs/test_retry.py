@@ -32,7 +32,8 @@ from jobs.errors import (
     TransientError,
     WorkerLost,
 )
-from jobs.retry import Bounds, Failure, History, Kind, RetryPolicy, retry_after
+from jobs.failures import Failure, Kind, retry_after
+from jobs.retry import Bounds, History, RetryPolicy
 from jobs.states import State
 
 SECOND = timedelta(seconds=1)
@@ -269,7 +270,7 @@ def test_an_error_that_only_shares_the_name_of_a_known_one_is_unclassified():
 def test_every_default_names_an_exception_that_exists():
     from importlib import import_module
 
-    from jobs.retry import DEFAULT_KINDS
+    from jobs.failures import DEFAULT_KINDS
 
     def named(path):
         module, _, name = path.rpartition(".")

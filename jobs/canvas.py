@@ -1,0 +1,47 @@
+"""What follows a job, as data: Celery's links and chains, kept with the row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from celery.canvas import maybe_signature
+
+from jobs import payload, publisher
+from jobs.conf import current as settings
+
+
+def kept(options: dict[str, Any], name: str) -> str:
+    """What follows the job, as JSON; empty when nothing does."""
+    follows = {
+        "links": _listed(options.get("link")), "errors": _listed(options.get("link_error")),
+        "chain": list(options.get("chain") or ()),
+    }  # fmt: skip
+    if not any(follows.values()):
+        return ""
+    return payload.limit(payload.to_json(follows), int(settings().CANVAS_LIMIT), f"the canvas of {name}")
+
+
+def _listed(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def signature(content: Any) -> Any:
+    """A signature of the app from what was kept of it."""
+    return maybe_signature(content, app=publisher.in_use().app)
+
+
+def ends(signatures: Any) -> Iterator[Any]:
+    """The signatures with which a canvas ends: those that others wait for."""
+    for end in map(signature, signatures):
+        match end.get("subtask_type"):
+            case "chord":
+                yield from ends([end.body])
+            case "group":
+                yield from ends(end.tasks)
+            case "chain":
+                yield from ends(list(end.tasks)[-1:])
+            case _:
+                yield end
