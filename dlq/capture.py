@@ -33,7 +33,9 @@ def _contents(job: Job) -> dict[str, Any]:
         "headers": _headers(job), "reason": job.reason, "error_type": job.error_type,
         "error_message": job.error_message, "traceback": job.traceback, "attempts": _attempts(job),
         "created_at": job.finished_at,
-        "fingerprint": fingerprint(job.task, job.error_type, job.traceback, job.reason),
+        "fingerprint": fingerprint(
+            job.task, job.error_type, job.traceback, job.reason, job.error_message
+        ),
     }  # fmt: skip
 
 

@@ -8,14 +8,21 @@ import re
 _FRAME = re.compile(r'^\s*File "(?P<file>[^"]+)", line \d+, in (?P<function>\S+)', re.MULTILINE)
 
 
-def fingerprint(task: str, error_type: str, traceback: str, reason: str = "") -> str:
+_STATUS = re.compile(r"\b[1-5]\d\d\b")
+
+
+def fingerprint(task: str, error_type: str, traceback: str, reason: str = "", message: str = "") -> str:
     """A digest of the task, the class of the error and the innermost function it passed; line numbers do not count.
 
     >>> a = fingerprint("t", "ValueError", 'File "/a/x.py", line 3, in run')
     >>> a == fingerprint("t", "ValueError", 'File "/b/x.py", line 9, in run')
     True
     """
-    parts = [task, error_type, place(traceback) or re.sub(r"[0-9a-f-]{8,}|\d+", "#", reason)]
+    parts = [
+        task,
+        error_type + status(error_type, message),
+        place(traceback) or re.sub(r"[0-9a-f-]{8,}|\d+", "#", reason),
+    ]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
 
@@ -29,3 +36,13 @@ def place(traceback: str) -> str:
     if not frames:
         return ""
     return f"{frames[-1]['file'].replace(chr(92), '/').rsplit('/', 1)[-1]}:{frames[-1]['function']}"
+
+
+def status(error_type: str, message: str) -> str:
+    """The status in the message of an HTTP error: a refused card is not the same trouble as a lost order.
+
+    >>> status("httpx.HTTPStatusError", "Client error '402 Payment Required' for url 'http://gateway/1'")
+    ' 402'
+    """
+    found = _STATUS.search(message) if error_type.rsplit(".", 1)[-1] in {"HTTPStatusError", "HTTPError"} else None
+    return f" {found.group()}" if found else ""

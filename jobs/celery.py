@@ -36,6 +36,8 @@ DEFAULTS: dict[str, Any] = {
     "task_serializer": "json",
     "result_serializer": "json",
     "result_extended": True,
+    # Beat forgets at most one run of a schedule when it dies, not three minutes of them.
+    "beat_sync_every": 1,
     "CELERY_DB_REUSE_MAX": 10**9,
 }
 

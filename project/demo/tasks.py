@@ -252,7 +252,7 @@ def write_report(kind: Report.Kind) -> dict[str, Any]:
     counted = Order.objects.aggregate(
         orders=Count("pk"), paid=Count("pk", filter=is_paid), revenue=Sum("amount", filter=is_paid)
     )
-    counted["revenue"] = counted["revenue"] or Decimal(0)
+    counted["revenue"] = (counted["revenue"] or Decimal(0)).quantize(Decimal("0.01"))
     report = Report.objects.create(kind=kind, **counted)
     return {"report": report.pk, "orders": report.orders, "paid": report.paid, "revenue": str(report.revenue)}
 
