@@ -195,6 +195,7 @@ class Platform:
 
     def end(self) -> None:
         """End everything in good order; if asked again meanwhile, at once."""
+        (self.directory / "addresses").unlink(missing_ok=True)
         with contextlib.suppress(Interrupted):
             for name, patience in PATIENCE.items():
                 if child := self.children.get(name):
