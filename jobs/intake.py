@@ -38,6 +38,7 @@ def enqueue(name: str, task: Any, args: Any, kwargs: Any, options: dict[str, Any
     try:
         job = drafts.draft(name, task, args, kwargs, options, publisher.in_use().app.timezone)
         job.queue = outbox.queue_of(job.queue, name, task, options)
+        outbox.check_sendable(options, name)
         job.canvas = canvas.kept(options, name)
     except JobsError as error:
         if not successors.dispatching():

@@ -25,3 +25,8 @@ def take(task: str, key: str, job_id: UUID, scope: KeyScope) -> UUID:
         if cursor.rowcount == 1:
             return job_id
     return Key.objects.using(connection.alias).get(task=task, key=key).job_id
+
+
+def hand_over(task: str, key: str, owner: UUID) -> None:
+    """Say that a held key is ``owner``'s: a job that outlived the period for which its key held."""
+    Key.objects.using(lifecycle.alias()).filter(task=task, key=key).update(job_id=owner)

@@ -10,6 +10,7 @@ from typing import Any
 from uuid import UUID
 
 from django.db import transaction
+from kombu import compression
 
 from jobs import keys, lifecycle, publisher
 from jobs.conf import current as settings
@@ -73,7 +74,12 @@ def _insert(job: Job, scope: KeyScope) -> UUID:
         return _insert_or_find(job)
     with transaction.atomic(using=lifecycle.alias()):
         owner = keys.take(job.task, job.key, job.pk, scope)
-        return _insert_or_find(job) if owner == job.pk else owner
+        if owner != job.pk:
+            return owner
+        owner = _insert_or_find(job)
+        if owner != job.pk:
+            keys.hand_over(job.task, job.key, owner)
+        return owner
 
 
 def _insert_or_find(job: Job) -> UUID:
@@ -135,6 +141,18 @@ def release(limit: int | None = None) -> int:
     if publisher.in_use().paused:
         return 0
     return send(lifecycle.reserve_due(limit or int(settings().RELEASE_BATCH)))
+
+
+def check_sendable(options: dict[str, Any], name: str) -> None:
+    """Refuse what would only fail when the message is made, and then each time."""
+    wanted = options.get("compression")
+    if wanted is None:
+        return
+    try:
+        compression.get_encoder(wanted)
+    except KeyError:
+        known = ", ".join(sorted(compression.encoders()))
+        raise OptionError(f"{name} wants an unknown compression {wanted!r}. There are: {known}.") from None
 
 
 def queue_of(declared: str, name: str, task: Any, options: dict[str, Any]) -> str:
