@@ -102,25 +102,8 @@ def platform(
 
 
 @pytest.fixture
-def committed(django_db_setup: None, django_db_blocker: Any) -> Iterator[None]:
+def committed(transactional_db: None) -> None:
     """What the test writes is committed, so that other processes see it, and is deleted afterwards."""
-    with django_db_blocker.unblock():
-        clear()
-        yield
-        clear()
-
-
-def clear() -> None:
-    """Delete every row that tests of jobs leave."""
-    from django.contrib.auth.models import Group
-    from django.db import transaction
-
-    from dlq.models import DeadLetter, Replay
-    from jobs.models import Act, Attempt, FanIn, Job, Key, Leader, Pause, Worker
-
-    with transaction.atomic():
-        for model in (Replay, DeadLetter, Attempt, Job, Key, FanIn, Pause, Act, Worker, Leader, Group):
-            model.objects.all().delete()
 
 
 @pytest.fixture

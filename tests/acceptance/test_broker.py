@@ -49,17 +49,26 @@ def test_a_job_enqueued_while_the_broker_is_down_runs_when_it_is_back(
     wait_until(lambda: Job.objects.filter(state=State.COMPLETED).count() == 3, timeout=30)
 
 
+@pytest.fixture
+def mute() -> Iterator[list[socket.socket]]:
+    """A broker that accepts and never answers; what it accepted."""
+    accepted: list[socket.socket] = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=lambda: accepted.append(server.accept()[0]), daemon=True).start()
+        before = app.conf.broker_write_url
+        app.conf.broker_write_url = f"redis://127.0.0.1:{server.getsockname()[1]}/0"
+        yield accepted
+        app.conf.broker_write_url = before
+    for connection in accepted:
+        connection.close()
+
+
 def test_enqueue_is_bounded_when_the_broker_accepts_and_never_answers(
-    committed: None, monkeypatch: pytest.MonkeyPatch
+    committed: None, mute: list[socket.socket]
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as mute:
-        accepted: list[socket.socket] = []
-        threading.Thread(target=lambda: accepted.append(mute.accept()[0]), daemon=True).start()
-        monkeypatch.setattr(app.conf, "broker_url", f"redis://127.0.0.1:{mute.getsockname()[1]}/0")
-        monkeypatch.setattr(app.conf, "broker_write_url", app.conf.broker_url)
-        jobs: list[Any] = []
-        assert took(lambda: jobs.append(add.delay(1, 2))) < 2
-        assert accepted
+    jobs: list[Any] = []
+    assert took(lambda: jobs.append(add.delay(1, 2))) < 2
+    assert mute
     assert fresh(jobs[0]).state == State.PENDING
     assert "broker" in fresh(jobs[0]).reason
 

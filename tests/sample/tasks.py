@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from celery import Task as CeleryTask
-from celery import shared_task
+from celery import current_app, shared_task
 from celery.exceptions import Ignore, Reject
 from celery.signals import before_task_publish
 from django.contrib.auth.models import Group
@@ -293,3 +294,34 @@ def die_before_sending(sender: Any = None, **_: Any) -> None:
         flag.unlink()
         witness(f"died before sending {sender}")
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Hourly(IdempotentTask):
+    """A task whose key holds for an hour."""
+
+    key = "hourly:{name}"
+    key_scope = timedelta(hours=1)
+
+    def run(self, name: str) -> str:
+        witness(f"hourly:{name}")
+        return name
+
+
+class BadKey(IdempotentTask):
+    """A task whose key cannot be made from an empty list."""
+
+    key = "first:{names[0]}"
+
+    def run(self, names: list[str]) -> None: ...
+
+
+class ByHand(CeleryTask):
+    """A task of the old kind, registered by hand."""
+
+    name = "sample.by_hand"
+
+    def run(self, a: int) -> int:
+        return a * 10
+
+
+current_app.register_task(ByHand())
