@@ -114,6 +114,16 @@ def witness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Witness:
     return witness
 
 
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The jobs that were handed to the broker."""
+    from jobs import publisher
+
+    ids: list[str] = []
+    monkeypatch.setattr(publisher.in_use(), "publish", lambda job: ids.append(str(job.pk)))
+    return ids
+
+
 def attempt(job_id: UUID | str, **headers: Any) -> Any:
     """Run one attempt of a job here, through Celery's own tracer, as the child of a worker does."""
     from celery.app.trace import build_tracer

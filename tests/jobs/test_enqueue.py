@@ -223,16 +223,6 @@ def test_eager_mode_records_nothing() -> None:
 # --- Transactions -----------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def sent(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The jobs that were handed to the broker."""
-    from jobs import publisher
-
-    ids: list[str] = []
-    monkeypatch.setattr(publisher.in_use(), "publish", lambda job: ids.append(str(job.pk)))
-    return ids
-
-
 @pytest.mark.django_db(transaction=True)
 def test_a_job_is_sent_only_after_the_commit(sent: list[str]) -> None:
     with transaction.atomic():

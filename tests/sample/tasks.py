@@ -16,6 +16,7 @@ from celery.signals import before_task_publish
 from django.contrib.auth.models import Group
 
 from jobs.errors import PermanentError, RateLimited, Snooze, TransientError
+from jobs.payload import Payload
 from jobs.retry import RetryPolicy
 from jobs.task import FOREVER, NO_KEY, IdempotentTask, Task, TransactionalTask, task
 
@@ -325,3 +326,25 @@ class ByHand(CeleryTask):
 
 
 current_app.register_task(ByHand())
+
+
+@shared_task(bind=True)
+def retry_with(self: Any, value: int) -> int:
+    """Ask for a retry with another payload."""
+    if value == 1:
+        raise self.retry(args=(2,), countdown=0)
+    return value
+
+
+def _rename(old: Payload) -> Payload:
+    return Payload(old.args, {"name": old.kwargs["who"]})
+
+
+class Renamed(Task):
+    """A task whose parameter was called ``who`` in version 1."""
+
+    version = 2
+    upcasters = {1: _rename}
+
+    def run(self, name: str) -> str:
+        return name
