@@ -11,7 +11,8 @@ from django.core.management.base import CommandError
 from django.db import InterfaceError, OperationalError, ProgrammingError
 
 from jobs import declared, lifecycle
-from jobs.errors import BrokerUnavailable, JobsError
+from jobs.errors import BrokerUnavailable, JobsError, OptionError
+from jobs.masking import mask
 
 REFUSED: Final = 1  # exit code: it could not be done
 MISTAKEN: Final = 2  # exit code: it was asked for wrongly
@@ -26,6 +27,8 @@ def as_sentences() -> Iterator[None]:
         yield
     except BrokerUnavailable as error:
         raise CommandError(f"The broker {broker_address()} cannot be reached: {one_line(error)}") from error
+    except OptionError as error:
+        raise mistaken(one_line(error)) from error
     except (JobsError, ImproperlyConfigured) as error:
         raise CommandError(one_line(error)) from error
     except (OperationalError, InterfaceError, ProgrammingError) as error:
@@ -46,10 +49,8 @@ def one_line(error: object) -> str:
 
 def broker_address() -> str:
     """Where the broker should be, without its password."""
-    try:
-        return str(declared.app().connection_for_write().as_uri()).rstrip("/")
-    except Exception:
-        return "(whose address cannot be read)"
+    says = declared.app().conf
+    return str(mask(str(says.broker_write_url or says.broker_url or "(of which no address is set)")))
 
 
 def database_address() -> str:
