@@ -14,6 +14,7 @@ from uuid import UUID
 from django.db import transaction
 
 from jobs import canvas, declared, drafts, errbacks, keys, lifecycle, outbox, payload
+from jobs.context import correlated
 from jobs.errors import DependencyFailed, JobsError, MoveRefused
 from jobs.idempotency import WHILE_UNFINISHED
 from jobs.lifecycle import NOW
@@ -36,6 +37,11 @@ def has_any(job: Job) -> bool:
 
 def settle(job: Job) -> None:
     """Let everything go on, or fail, that waited for a job which is final now."""
+    with correlated(job.correlation_id):
+        _settle(job)
+
+
+def _settle(job: Job) -> None:
     follows = payload.from_json(job.canvas) if job.canvas else {}
     if job.state == State.COMPLETED:
         _dispatch(job, follows)
