@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from celery import Task as CeleryTask
-from celery import current_app, shared_task
+from celery import current_app, group, shared_task
 from celery.exceptions import Ignore, Reject
 from celery.signals import before_task_publish
 from django.contrib.auth.models import Group
@@ -348,3 +348,8 @@ class Renamed(Task):
 
     def run(self, name: str) -> str:
         return name
+
+
+@task(bind=True)
+def replaced_by_group(self: Any) -> Any:
+    return self.replace(group(add.s(1, 1), add.s(2, 2)))
