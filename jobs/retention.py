@@ -8,6 +8,7 @@ from typing import Any
 from uuid import UUID
 
 from django.db import models, transaction
+from django.db.models import Q
 
 from jobs import lifecycle
 from jobs.control import record_act
@@ -25,7 +26,7 @@ def prune(
 ) -> int:  # fmt: skip
     """Delete jobs that finished longer ago than ``older_than``, with their attempts; return how many.
 
-    Jobs with a dead letter are kept until it is closed, members of a chord until the chord has ended.
+    Jobs with a dead letter are kept until it is closed, members of a chord until it has ended and its letters are closed.
     ``by`` is the person who asked for it, for the audit trail.
     Raises ``Refused`` without an age, or for states that are not final.
     """
@@ -69,9 +70,14 @@ def _checked(older_than: timedelta, states: Iterable[str]) -> list[State]:
 
 def _prunable(states: list[State], before: object) -> models.QuerySet[Job]:
     jobs = Job.objects.using(lifecycle.alias()).filter(state__in=states, finished_at__lt=before)
-    open_chords = FanIn.objects.using(lifecycle.alias()).filter(remaining__gt=0).values("pk")
-    jobs = jobs.exclude(fanin_id__isnull=False, fanin_id__in=open_chords)
+    jobs = jobs.exclude(fanin_id__isnull=False, fanin_id__in=_open_chords())
     return jobs.exclude(pk__in=_kept()).order_by("finished_at")
+
+
+def _open_chords() -> models.QuerySet[FanIn, Any]:
+    """Chords that have not ended, and failed ones that the replay of a member can still complete."""
+    unsettled = Job.objects.using(lifecycle.alias()).filter(fanin_id__isnull=False, pk__in=_kept()).values("fanin_id")
+    return FanIn.objects.using(lifecycle.alias()).filter(Q(remaining__gt=0) | Q(pk__in=unsettled)).values("pk")
 
 
 def _kept() -> Any:
