@@ -5,7 +5,21 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from datetime import timedelta
-from typing import Any, ClassVar, Generic, ParamSpec, Protocol, TypeVar, cast, overload
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    Concatenate,
+    Generic,
+    Literal,
+    ParamSpec,
+    Protocol,
+    TypedDict,
+    TypeVar,
+    Unpack,
+    cast,
+    overload,
+)
 from uuid import UUID
 
 from celery import _state, current_app
@@ -232,7 +246,7 @@ class Task(Tracked):
     abstract = True
     typed: ClassVar[bool] = True
     queue: ClassVar[str | None]
-    priority: ClassVar[Any]  # type: ignore[misc]
+    priority: Any
     key: ClassVar[Any] = NO_KEY
     key_scope: ClassVar[KeyScope] = WHILE_UNFINISHED
     version: ClassVar[int] = 1
@@ -241,11 +255,12 @@ class Task(Tracked):
     idempotent: ClassVar[bool] = False
     transactional: ClassVar[bool] = False
 
-    delay = _Delay()  # type: ignore[assignment]
-    apply_async = _Verb()
-    s = _Verb()
-    si = _Verb()
-    signature = _Verb()
+    # Annotated, or a type checker takes over what the base class declares.
+    delay: _Delay = _Delay()  # type: ignore[assignment]
+    apply_async: _Verb = _Verb()
+    s: _Verb = _Verb()
+    si: _Verb = _Verb()
+    signature: _Verb = _Verb()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -262,6 +277,7 @@ class IdempotentTask(Task):
     abstract = True
     idempotent = True
     key: ClassVar[Any] = None
+    priority: Any
 
 
 class TransactionalTask(Task):
@@ -270,6 +286,7 @@ class TransactionalTask(Task):
     abstract = True
     idempotent = True
     transactional = True
+    priority: Any
 
 
 class FunctionTask(Task, Generic[P, R]):
@@ -277,20 +294,47 @@ class FunctionTask(Task, Generic[P, R]):
 
     abstract = True
 
+    if TYPE_CHECKING:
+
+        def delay(self, *args: P.args, **kwargs: P.kwargs) -> Result[R]:  # type: ignore[override]
+            """Enqueue a call of the function."""
+            ...
+
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Call the body."""
         return cast(R, super().__call__(*args, **kwargs))
+
+
+class Options(TypedDict, total=False):
+    """What a function's task may declare, beside ``bind``."""
+
+    base: type[Task]
+    name: str | None
+    queue: str | None
+    priority: Any
+    key: Key | None
+    key_scope: KeyScope
+    version: int
+    upcasters: Mapping[int, Callable[[Payload], Payload]] | None
+    retry_policy: RetryPolicy | None
+    time_limit: float | None
+    soft_time_limit: float | None
+    idempotent: bool | None
+
+
+_DECLARABLE = frozenset(Options.__annotations__) - {"base", "name"}
 
 
 @overload
 def task(fun: Callable[P, R], /) -> FunctionTask[P, R]: ...
 @overload
 def task(
-    *, base: type[Task] = ..., name: str | None = ..., bind: bool = ..., queue: str | None = ..., priority: Any = ...,
-    key: Key | None = ..., key_scope: KeyScope = ..., version: int = ...,
-    upcasters: Mapping[int, Callable[[Payload], Payload]] | None = ..., retry_policy: RetryPolicy | None = ...,
-    time_limit: float | None = ..., soft_time_limit: float | None = ..., idempotent: bool | None = ...,
-) -> Callable[[Callable[P, R]], FunctionTask[P, R]]: ...  # fmt: skip
+    *, bind: Literal[True], **options: Unpack[Options]
+) -> Callable[[Callable[Concatenate[Any, P], R]], FunctionTask[P, R]]: ...
+@overload
+def task(
+    *, bind: Literal[False] = ..., **options: Unpack[Options]
+) -> Callable[[Callable[P, R]], FunctionTask[P, R]]: ...
 def task(
     fun: Any = None,
     /,
@@ -320,12 +364,6 @@ def task(
         return make(base=base, bind=bind, name=name, **given)(function)
 
     return decorate if fun is None else decorate(fun)
-
-
-_DECLARABLE = {
-    "queue", "priority", "key", "key_scope", "version", "upcasters", "retry_policy", "time_limit", "soft_time_limit",
-    "idempotent",
-}  # fmt: skip
 
 
 def _inherited(base: type[Task]) -> dict[str, Any]:
