@@ -1,0 +1,74 @@
+"""Calls that fit the body: a type checker has nothing to say."""
+
+from __future__ import annotations
+
+from typing import assert_type
+
+from jobs.task import NO_KEY, IdempotentTask, Task, TransactionalTask, task
+
+
+class ChargeOrder(IdempotentTask):
+    """A class with a required and an optional parameter."""
+
+    key = "charge:{order_id}"
+    queue = "payments"
+    priority = "high"
+
+    def run(self, order_id: int, note: str = "") -> str:
+        return f"{order_id} {note} {self.idempotency_token}"
+
+
+class Import(Task):
+    """A class with a parameter that goes by name only."""
+
+    def run(self, *, path: str) -> dict[str, int]:
+        self.progress(1, 2, unit="rows")
+        return {path: 1}
+
+
+class MarkShipped(TransactionalTask):
+    """A class without a result."""
+
+    def run(self, order_id: int) -> None:
+        """Nothing."""
+
+
+@task
+def add(a: int, b: int = 0) -> int:
+    """A function with the bare decorator."""
+    return a + b
+
+
+@task(queue="mail", key=NO_KEY, base=IdempotentTask)
+def send(order_id: int, *, copy: bool = False) -> str:
+    """A function with options."""
+    return f"{order_id} {copy}"
+
+
+assert_type(ChargeOrder.delay(7).get(), str)
+assert_type(ChargeOrder.delay(order_id=7, note="x").get(timeout=1), str)
+assert_type(ChargeOrder().delay(7).get(), str)
+assert_type(Import.delay(path="x.csv").get(), dict[str, int])
+MarkShipped.delay(order_id=7)
+
+assert_type(add.delay(1, b=2).get(), int)
+assert_type(add.delay(1).id, str)
+assert_type(add(1, 2), int)
+assert_type(send.delay(7, copy=True).get(), str)
+assert_type(send.delay(7).state, str)
+
+ChargeOrder.apply_async(kwargs={"order_id": 7}, countdown=5)
+add.apply_async(args=(1, 2), priority="low")
+ChargeOrder.s(7)
+add.si(1, 2)
+
+
+@task(bind=True, queue="reports", base=IdempotentTask, key="export:{page}")
+def export(self: IdempotentTask, page: int) -> str:
+    """A bound function: what it gets first is not given by the caller."""
+    self.progress(page, 10)
+    return f"{page} {self.idempotency_token}"
+
+
+assert_type(export.delay(3).get(), str)
+assert_type(export.delay(page=3).ready(), bool)
