@@ -20,6 +20,7 @@ from jobs.errors import DeclarationError
 from jobs.retry import RetryPolicy
 from jobs.task import Task
 from tests.children import ROOT
+from tests.jobs.apps import only_for_now
 
 Project = Callable[..., Celery]
 
@@ -27,19 +28,15 @@ Project = Callable[..., Celery]
 @pytest.fixture
 def project(monkeypatch: pytest.MonkeyPatch) -> Iterator[Project]:
     """Make a Celery app with Mainstay as this project has it, except for what is given."""
-    monkeypatch.setattr(publisher, "_in_use", publisher._in_use)
-    made: list[Celery] = []
 
     def make(**configured: Any) -> Celery:
         app = Celery("checked", set_as_current=False)
         app.config_from_object("django.conf:settings", namespace="CELERY")
         app.conf.update(configured)
-        made.append(app)
         return install(app)
 
-    yield make
-    for app in made:
-        app.close()
+    with only_for_now(monkeypatch):
+        yield make
 
 
 def found(messages: list[CheckMessage] | Iterator[CheckMessage]) -> set[tuple[str, str]]:

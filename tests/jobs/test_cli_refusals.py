@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from jobs.models import Act, Job, Worker
 from jobs.publisher import Publisher
 from tests.children import ROOT
 from tests.jobs.admin.rows import job
+from tests.jobs.apps import only_for_now
 from tests.jobs.cli import run
 
 NOWHERE = "sqlite:////nowhere/jobs.sqlite3"
@@ -31,10 +33,12 @@ def manage(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture
-def broker_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+def broker_nowhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Send to a port where nobody listens."""
     app = Celery("nowhere", broker="redis://:secret@127.0.0.1:9/0", set_as_current=False)
-    monkeypatch.setattr(publisher, "_in_use", Publisher(app, app.send_task))
+    with only_for_now(monkeypatch):
+        publisher.use(Publisher(app, app.send_task))
+        yield
 
 
 @pytest.mark.one_database
