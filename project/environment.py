@@ -47,9 +47,7 @@ def number(name: str, default: int, environ: Mapping[str, str] = os.environ) -> 
     """The whole number that the variable ``name`` holds."""
     text = environ.get(name) or str(default)
     if not text.strip().isdigit():
-        raise ImproperlyConfigured(
-            f"{name}={text!r} is not a whole number. Set it to one, as in {name}={default}."
-        )
+        raise ImproperlyConfigured(f"{name}={text!r} is not a whole number. Set it to one, as in {name}={default}.")
     return int(text)
 
 
@@ -61,9 +59,7 @@ def log_level(environ: Mapping[str, str] = os.environ) -> str:
     """
     level = environ.get("LOG_LEVEL", "INFO").upper()
     if level not in LEVELS:
-        raise ImproperlyConfigured(
-            f"LOG_LEVEL={level!r} is not a level. Set it to one of {', '.join(LEVELS)}."
-        )
+        raise ImproperlyConfigured(f"LOG_LEVEL={level!r} is not a level. Set it to one of {', '.join(LEVELS)}.")
     return level
 
 
@@ -73,9 +69,7 @@ def time_zone(environ: Mapping[str, str] = os.environ) -> str:
     try:
         return ZoneInfo(name).key
     except (ZoneInfoNotFoundError, ValueError) as error:
-        raise ImproperlyConfigured(
-            f"TIME_ZONE={name!r} is not a time zone. Write it as Europe/Berlin."
-        ) from error
+        raise ImproperlyConfigured(f"TIME_ZONE={name!r} is not a time zone. Write it as Europe/Berlin.") from error
 
 
 def secret_key(debug: bool, environ: Mapping[str, str] = os.environ) -> str:

@@ -114,8 +114,7 @@ CELERY_TIMEZONE = TIME_ZONE
 CELERY_TASK_DEFAULT_QUEUE = "default"
 # Celery gives a queue without an exchange those of the default queue: each message would go everywhere.
 CELERY_TASK_QUEUES = [
-    Queue(name, Exchange(name), routing_key=name)
-    for name in ("default", "payments", "mail", "media", "reports")
+    Queue(name, Exchange(name), routing_key=name) for name in ("default", "payments", "mail", "media", "reports")
 ]
 # A misspelt queue is an error, not a queue that nobody reads.
 CELERY_TASK_CREATE_MISSING_QUEUES = False

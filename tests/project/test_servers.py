@@ -43,9 +43,7 @@ def test_redis_comes_back_at_the_same_address(valkey: RedisServer) -> None:
     assert valkey.answers()
 
 
-def test_redis_is_not_ours_when_another_process_answers_on_its_port(
-    valkey: RedisServer, tmp_path: Path
-) -> None:
+def test_redis_is_not_ours_when_another_process_answers_on_its_port(valkey: RedisServer, tmp_path: Path) -> None:
     with pytest.raises(ServerUnavailable, match="did not start"):
         servers.redis_server(tmp_path / "second", port=valkey.port).start()
     assert valkey.answers()

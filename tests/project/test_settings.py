@@ -20,9 +20,7 @@ def run(*command: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run a command of the project with nothing but ``variables`` in its environment."""
     environ = {"PATH": os.environ["PATH"], **variables}
     arguments = [sys.executable, "manage.py", *command]
-    return subprocess.run(
-        arguments, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=60, check=False
-    )
+    return subprocess.run(arguments, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=60, check=False)
 
 
 def test_a_postgres_address_names_user_password_host_port_and_database() -> None:
@@ -41,9 +39,7 @@ def test_a_postgres_address_names_user_password_host_port_and_database() -> None
     ("address", "host", "port"),
     [("db", "db", ""), ("[::1]:6000", "::1", "6000"), ("[::1]", "::1", ""), ("%2Fvar%2FRun", "/var/Run", "")],
 )
-def test_a_postgres_host_may_be_a_name_an_ipv6_address_or_a_socket(
-    address: str, host: str, port: str
-) -> None:
+def test_a_postgres_host_may_be_a_name_an_ipv6_address_or_a_socket(address: str, host: str, port: str) -> None:
     entry = environment.database(f"postgresql://ann@{address}/shop", HERE)
     assert (entry["HOST"], entry["PORT"]) == (host, port)
 
@@ -135,9 +131,7 @@ def test_a_production_environment_passes_the_deployment_checks() -> None:
 def test_a_database_that_does_not_answer_is_one_line_with_its_address_and_no_password() -> None:
     answer = run("migrate", SECRET_KEY=SECRET, DATABASE_URL="postgres://ann:hush@127.0.0.1:9/shop")
     assert answer.returncode == 1
-    assert re.fullmatch(
-        r"manage.py: the database \(DATABASE_URL: postgres://ann:\*\*\*@127.*\n", answer.stderr
-    )
+    assert re.fullmatch(r"manage.py: the database \(DATABASE_URL: postgres://ann:\*\*\*@127.*\n", answer.stderr)
 
 
 def test_a_traceback_is_there_for_those_who_ask() -> None:
