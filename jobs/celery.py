@@ -134,6 +134,7 @@ def _before_work(instance: Any, **_: Any) -> None:
     from jobs import worker
 
     _adopt_tasks(instance.app)
+    worker.survive_lost_brokers()
     worker.report_in_background(instance)
 
 

@@ -14,6 +14,7 @@ from celery import bootsteps, signals
 from celery.worker import state as worker_state
 from celery.worker.request import Request as CeleryRequest
 from django.db import Error
+from kombu.transport.redis import Channel, QoS
 
 from jobs import lifecycle, rescue
 from jobs.models import Worker
@@ -39,6 +40,33 @@ class Request(CeleryRequest):
         """Celery's revoke, from Flower or by remote control, is made durable: it cancels the job."""
         super()._announce_revoked(reason, terminated, signum, expired)  # type: ignore[misc]
         _in_background(rescue.revoked, self.id, reason)
+
+
+class ForgivingQoS(QoS):  # type: ignore[misc]
+    """Kombu's record of unacknowledged messages, for a broker that went away in the middle of a job.
+
+    Kombu 5.7 trips over its own closed connection there, and the whole worker ends. What cannot be given back
+    or acknowledged is only a wake-up call: the claim refuses it, or the conductor sends it again.
+    """
+
+    def restore_unacked(self, client: Any = None) -> Any:
+        """Give back what was not acknowledged, if there is still somebody to give it to."""
+        try:
+            return super().restore_unacked(client)
+        except Exception as error:
+            logger.warning("Messages could not be given back to the broker: %s", error)
+            self._delivered.clear()
+            return []
+
+    def ack(self, delivery_tag: Any) -> None:
+        """Acknowledge a message, unless the connection that it came by is closed."""
+        if not self.channel.closed:
+            super().ack(delivery_tag)
+
+
+def survive_lost_brokers() -> None:
+    """Let no loss of the broker end this worker."""
+    Channel.QoS = ForgivingQoS
 
 
 class ForkGate:
