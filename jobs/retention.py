@@ -26,7 +26,8 @@ def prune(
 ) -> int:  # fmt: skip
     """Delete jobs that finished longer ago than ``older_than``, with their attempts; return how many.
 
-    Jobs with a dead letter are kept until it is closed, members of a chord until it has ended and its letters are closed.
+    Jobs with a dead letter are kept until it is closed, members of a chord until it has ended and its
+    letters are closed.
     ``by`` is the person who asked for it, for the audit trail.
     Raises ``Refused`` without an age, or for states that are not final.
     """
