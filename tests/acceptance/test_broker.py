@@ -113,6 +113,23 @@ def test_waiting_jobs_complete_although_the_broker_is_killed(
     wait_until(lambda: all(fresh(job).state == State.COMPLETED for job in waiting), timeout=45)
 
 
+def test_a_worker_survives_the_loss_of_its_broker_in_the_middle_of_a_job(
+    platform: Platform, broker: RedisServer, wait_until: WaitUntil, tmp_path: Any
+) -> None:
+    for round_ in range(3):
+        gate = tmp_path / f"gate{round_}"
+        running = patient.delay(str(gate))
+        wait_until(lambda job=running: fresh(job).state == State.RUNNING, timeout=30)
+        broker.stop()
+        gate.touch()
+        wait_until(lambda job=running: fresh(job).state == State.COMPLETED, timeout=30)
+        broker.start()
+        after = note.delay(f"after {round_}")
+        wait_until(lambda job=after: fresh(job).state == State.COMPLETED, timeout=40)
+    assert platform.worker is not None
+    assert platform.worker.running
+
+
 def test_a_healthy_backlog_is_not_sent_twice(
     platform: Platform, broker: RedisServer, wait_until: WaitUntil, tmp_path: Any
 ) -> None:

@@ -14,7 +14,7 @@ from jobs.models import Job
 from jobs.states import State
 from tests.children import Child
 from tests.platform import QUICK, Platform, Witness, fresh
-from tests.sample.tasks import add, collect, misbehave, note, patient, total
+from tests.sample.tasks import add, collect, misbehave, note, patient, plain, total
 
 WaitUntil = Callable[..., Any]
 
@@ -104,7 +104,7 @@ def doomed(platform: Platform, worker: Callable[..., Child], tmp_path: Path) -> 
     [
         (chain(collect.s([1, 2]), total.s()), total.name, 3),
         (chord([add.s(1, 1), add.s(2, 2)], total.s()), total.name, 6),
-        (group(add.s(1, 1), add.s(2, 2)) | total.s() | collect.s(), collect.name, 6),
+        (group(add.s(1, 1), add.s(2, 2)) | total.s() | plain.s(), plain.name, 12),
     ],
     ids=["chain", "chord", "chord in a chain"],
 )

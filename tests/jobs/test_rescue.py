@@ -1,0 +1,103 @@
+"""Jobs whose runner is gone come back, a bounded number of times."""
+
+from datetime import timedelta
+
+import pytest
+
+from dlq.models import DeadLetter
+from jobs import conf, lifecycle, rescue
+from jobs.models import Attempt, Job
+from jobs.states import State
+from tests.platform import attempt, drain, fresh, hurry, running
+from tests.sample.tasks import Enrol, add, hard_limited
+
+pytestmark = pytest.mark.django_db
+
+
+def test_a_job_whose_lease_has_ended_is_given_back_at_once() -> None:
+    job = running(add.delay(1, 2).id, lease=-1)
+    assert rescue.rescue() == 1
+    assert (fresh(job).state, fresh(job).losses) == (State.RETRYING, 1)
+    drain()
+    assert (fresh(job).state, fresh(job).attempt) == (State.COMPLETED, 2)
+
+
+def test_a_job_whose_lease_holds_is_left_alone() -> None:
+    job = running(add.delay(1, 2).id, lease=20)
+    assert rescue.rescue() == 0
+    assert fresh(job).state == State.RUNNING
+
+
+def test_a_lost_attempt_is_on_record_with_its_worker() -> None:
+    running(add.delay(1, 2).id, lease=-1)
+    rescue.rescue()
+    record = Attempt.objects.get()
+    assert (record.outcome, record.worker, record.error_type) == ("lost", "sleepy@here", "jobs.errors.WorkerLost")
+    assert record.error_message == "sleepy@here stopped answering"
+
+
+def test_a_job_that_is_lost_again_and_again_ends_as_a_letter() -> None:
+    job = add.delay(1, 2)
+    for _ in range(3):
+        running(job.id, lease=-1)
+        rescue.rescue()
+        hurry()
+        lifecycle.reserve_due(1)
+    assert fresh(job).state == State.FAILED
+    assert DeadLetter.objects.get().reason.startswith("poison")
+
+
+def test_the_first_loss_costs_no_wait_and_the_second_does() -> None:
+    job = add.delay(1, 2)
+    for _ in range(2):
+        running(job.id, lease=-1)
+        rescue.rescue()
+        hurry()
+        lifecycle.reserve_due(1)
+    first, second = Attempt.objects.order_by("number")
+    assert first.delay == 0
+    assert second.delay > 0
+
+
+def test_a_dead_child_gives_its_job_back_at_once() -> None:
+    job = running(add.delay(1, 2).id, pid=4711)
+    assert rescue.lost_child(str(job.pk), 4711, "signal 9") is True
+    assert (fresh(job).state, fresh(job).reason) == (State.RETRYING, "lost: its process died: signal 9")
+
+
+def test_the_death_of_another_process_is_not_this_jobs() -> None:
+    job = running(add.delay(1, 2).id, pid=4711)
+    assert rescue.lost_child(str(job.pk), 4712, "signal 9") is False
+    assert fresh(job).state == State.RUNNING
+
+
+def test_the_death_of_a_child_after_its_job_was_recorded_changes_nothing() -> None:
+    job = add.delay(1, 2)
+    attempt(job.id)
+    assert rescue.lost_child(job.id, fresh(job).pid, "signal 9") is False
+    assert fresh(job).state == State.COMPLETED
+
+
+def test_a_late_completion_after_a_rescue_is_refused() -> None:
+    late = running(add.delay(1, 2).id, lease=-1)
+    rescue.rescue()
+    assert lifecycle.complete(late, "3") is False
+
+
+def test_every_job_that_is_lost_is_rescued_and_one_bad_one_does_not_stop_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    jobs = [running(add.delay(1, n).id, lease=-1) for n in range(3)]
+    Job.objects.filter(pk=jobs[1].pk).update(task="unknown.task")
+    assert rescue.rescue() == 3
+
+
+def test_a_jobs_time_limit_is_its_tasks_or_the_settings() -> None:
+    assert fresh(hard_limited.delay()).time_limit == 1.5
+    assert fresh(Enrol.delay("x")).time_limit == conf.current().TIME_LIMIT
+
+
+def test_what_was_rescued_is_due_by_the_databases_clock() -> None:
+    job = running(add.delay(1, 2).id, lease=-1)
+    rescue.rescue()
+    assert abs(fresh(job).due_at - lifecycle.database_now()) < timedelta(seconds=5)
