@@ -76,6 +76,12 @@ def alive(pids: list[int]) -> list[int]:
     return sorted({pid for pid, _, _ in living()}.intersection(pids))
 
 
+def outlived(pids: list[int], patience: float = 5) -> list[int]:
+    """Those of ``pids`` that still run, once the kernel has had the time to bury the others."""
+    processes.wait_until(lambda: not alive(pids), patience)
+    return alive(pids)
+
+
 def child_environment() -> dict[str, str]:
     """The environment of a process that works on the test database."""
     return {**os.environ, "DATABASE_URL": database_url(), "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}

@@ -8,7 +8,7 @@ from celery import Celery
 from django.contrib.auth.models import User
 from django.db import connection
 
-from tests.children import Child, alive, python
+from tests.children import Child, outlived, python
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def test_a_stopped_worker_leaves_no_process(worker: Callable[..., Child]) -> Non
     pool = child.children()
     assert len(pool) >= 2
     assert child.stop() == 0
-    assert alive(pool) == []
+    assert outlived(pool) == []
 
 
 @pytest.mark.one_database
@@ -37,7 +37,7 @@ def test_a_killed_worker_leaves_no_process(worker: Callable[..., Child]) -> None
     child = worker(concurrency=2)
     pool = child.children()
     child.kill()
-    assert alive(pool) == []
+    assert outlived(pool) == []
 
 
 def test_another_process_sees_the_rows_of_the_test(spawn: Callable[..., Child]) -> None:

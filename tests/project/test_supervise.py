@@ -5,20 +5,18 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 
 from project import processes
-from tests.children import ROOT, alive, living
+from tests.children import ROOT, living, outlived
 
 pytestmark = [pytest.mark.slow, pytest.mark.one_database, pytest.mark.usefixtures("redis")]
 
-WaitUntil = Callable[..., Any]
 DEMO = """
 import pathlib, sys
 from project import supervise
@@ -96,14 +94,14 @@ def test_an_interrupted_demo_ends_well_and_leaves_no_process(demo: Demo) -> None
     assert len(started) >= 10
     demo.process.send_signal(signal.SIGINT)
     assert demo.process.wait(60) == 0
-    assert alive(list(started)) == []
+    assert outlived(list(started)) == []
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has died")
-def test_a_killed_demo_leaves_no_process(demo: Demo, wait_until: WaitUntil) -> None:
+def test_a_killed_demo_leaves_no_process(demo: Demo) -> None:
     started = demo.descendants()
     demo.process.kill()
-    wait_until(lambda: alive(list(started)) == [], timeout=15)
+    assert outlived(list(started), patience=15) == []
 
 
 def test_a_process_that_dies_ends_the_demo_which_says_who_and_shows_its_last_words(demo: Demo) -> None:
@@ -111,7 +109,7 @@ def test_a_process_that_dies_ends_the_demo_which_says_who_and_shows_its_last_wor
     os.kill(demo.pid_of("celery -A project beat"), signal.SIGKILL)
     assert demo.process.wait(60) == 1
     assert "demo: beat ended with exit code -9; its last words:\ncelery beat" in demo.output
-    assert alive(list(started)) == []
+    assert outlived(list(started)) == []
 
 
 def test_a_second_demo_in_the_same_folder_is_refused(lasting_demo: Demo) -> None:
