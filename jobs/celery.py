@@ -18,6 +18,7 @@ from jobs.publisher import HEADER, UNTRACKED, Publisher
 TASK_CLASS = "jobs.task:Tracked"
 RESULT_BACKEND = "jobs.results:JobBackend"
 REQUEST_CLASS = "jobs.worker:Request"
+CONTROL_CLASS = "jobs.results:Control"
 CONSUMER_STEP = "jobs.worker:Children"
 
 DEFAULTS: dict[str, Any] = {
@@ -56,6 +57,7 @@ def install(app: Any) -> Any:
         app._custom_task_cls_used = True
     app.mainstay_untracked_backend = app.backend_cls
     app.backend_cls = RESULT_BACKEND
+    app.control_cls = CONTROL_CLASS
     send_task = app.send_task
     publisher.use(Publisher(app, send_task))
     app.send_task = functools.partial(_send_task, app, send_task)
@@ -142,6 +144,8 @@ def _start_conductor(sender: Any, **_: Any) -> None:
     from jobs import conductor
 
     conductor.start_in_background()
+    # Beat would wait for the broker before it fires; a job is recorded without one, and sent when it is back.
+    sender.scheduler.producer = None
 
 
 def _make_canvas_atomic() -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from uuid import uuid4
 
-from django.db import Error, connections
+from django.db import Error, InterfaceError, OperationalError, connections
 
 from jobs import control, lifecycle, outbox, rescue
 from jobs.conf import current as settings
@@ -77,9 +77,20 @@ class Conductor:
         for name, every, chore in self.chores():
             if time.monotonic() >= self._next.get(name, 0.0):
                 self._next[name] = time.monotonic() + every
-                done = chore()
+                done = self._done(name, chore)
                 released += done if name == "release" else 0
         return released
+
+    def _done(self, name: str, chore: Callable[[], int]) -> int:
+        """Do a chore; one that fails waits a second and does not keep the others from their turn."""
+        try:
+            return chore()
+        except (OperationalError, InterfaceError):
+            raise
+        except Exception:
+            logger.exception("The conductor could not %s; it goes on.", name.replace("_", " "))
+            self._next[name] = time.monotonic() + 1.0
+            return 0
 
     def lead(self) -> bool:
         """Take or renew the office of the leader, a lease in the database; False while another one holds it."""

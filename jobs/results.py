@@ -2,17 +2,39 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 from uuid import UUID
 
 from celery.app import backends
+from celery.app.control import Control as CeleryControl
 from celery.backends.base import BaseBackend
 from celery.exceptions import TaskRevokedError
 from django.apps import apps
 
-from jobs import errbacks, lifecycle, payload, successors
+from jobs import control, errbacks, lifecycle, payload, successors
+from jobs.errors import Refused
 from jobs.models import Job
 from jobs.states import CELERY_STATE, State
+
+
+class Control(CeleryControl):  # type: ignore[misc]
+    """Celery's remote control, of which ``AsyncResult.revoke()`` is a part: what it revokes is cancelled for good."""
+
+    def revoke(self, task_id: Any, destination: Any = None, terminate: bool = False, **kwargs: Any) -> Any:
+        """Cancel jobs in the database; tell the workers only what the database cannot."""
+        ids = [task_id] if isinstance(task_id, str | UUID) else list(task_id or ())
+        told = [str(one) for one in ids if not _cancelled(one) or terminate]
+        return super().revoke(told, destination=destination, terminate=terminate, **kwargs) if told else None
+
+
+def _cancelled(task_id: Any) -> bool:
+    """Cancel a job, where there is one; whether there is."""
+    job = _job(task_id)
+    if job is not None:
+        with suppress(Refused):
+            control.cancel(job.pk, reason="revoked", by="celery")
+    return job is not None
 
 
 class JobBackend(BaseBackend):
