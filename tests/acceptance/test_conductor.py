@@ -1,0 +1,55 @@
+"""Copies of the conductor as processes: one leads, and its death is noticed."""
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from jobs.models import Leader
+from jobs.states import State
+from project.servers import RedisServer
+from tests.children import Child
+from tests.platform import QUICK, fresh
+from tests.sample.tasks import note
+
+WaitUntil = Callable[..., Any]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_when_the_leader_is_killed_another_copy_takes_over(
+    conductor: Callable[..., Child], broker: RedisServer, wait_until: WaitUntil
+) -> None:
+    environ = {"TEST_JOBS": json.dumps(QUICK)}
+    copies = {copy.pid: copy for copy in (conductor(env=environ), conductor(env=environ))}
+
+    def leader() -> int | None:
+        row = Leader.objects.first()
+        return int(row.holder.split(":")[1]) if row else None
+
+    first = wait_until(leader)
+    copies[first].kill()
+    killed = time.monotonic()
+    second = wait_until(lambda: leader() if leader() != first else None)
+    assert time.monotonic() - killed < QUICK["LEADER_LEASE"] + 2
+    assert copies[second].running
+    job = note.apply_async(("x",), countdown=0.1)
+    wait_until(lambda: fresh(job).state == State.RESERVED)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_conductor_that_is_stopped_gives_the_office_up(
+    conductor: Callable[..., Child], wait_until: WaitUntil
+) -> None:
+    copy = conductor()
+    wait_until(lambda: Leader.objects.exists())
+    assert copy.stop() == 0
+    assert not Leader.objects.exists()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_beat_holds_a_conductor(beat: Callable[..., Child], wait_until: WaitUntil) -> None:
+    job = note.apply_async(("x",), countdown=0.1)
+    beat()
+    wait_until(lambda: fresh(job).state == State.RESERVED, timeout=20)
