@@ -41,8 +41,9 @@ class Witness:
 class Platform:
     """A worker and a conductor on the test's database and broker."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, pool: str = "prefork") -> None:
         self.directory = directory
+        self.pool = pool
         self.witness = Witness(directory / "witness")
         self.environ = {**self.witness.environ, "TEST_JOBS": json.dumps(QUICK)}
         self.worker: Child | None = None
@@ -54,7 +55,7 @@ class Platform:
         if self.conductor is None or not self.conductor.running:
             self.conductor = self._spawn("conductor", "manage.py", "conductor")
         if self.worker is None or not self.worker.running:
-            self.worker = self._spawn("worker", *worker_command(concurrency=2, name="platform"))
+            self.worker = self._spawn("worker", *worker_command(pool=self.pool, concurrency=2, name="platform"))
             self.worker.expect(" ready.")
         return self
 
@@ -78,12 +79,22 @@ def worker_command(*, concurrency: int = 2, name: str = "worker", pool: str = "p
 
 
 @pytest.fixture(scope="module")
+def pool() -> str:
+    """Which pool the worker of a module has."""
+    return "prefork"
+
+
+@pytest.fixture(scope="module")
 def platform_of_module(
-    django_db_setup: None, django_db_blocker: Any, redis: RedisServer, tmp_path_factory: pytest.TempPathFactory
+    pool: str,
+    django_db_setup: None,
+    django_db_blocker: Any,
+    redis: RedisServer,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Platform]:
     """The processes that the tests of a module share."""
     with django_db_blocker.unblock():
-        platform = Platform(tmp_path_factory.mktemp("platform"))
+        platform = Platform(tmp_path_factory.mktemp("platform"), pool)
     yield platform
     platform.stop()
 

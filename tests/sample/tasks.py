@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from celery import Task as CeleryTask
-from celery import current_app, group, shared_task
+from celery import chain, current_app, group, shared_task
 from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
 from celery.signals import before_task_publish
 from django.contrib.auth.models import Group
@@ -357,3 +357,21 @@ class Renamed(Task):
 @task(bind=True)
 def replaced_by_group(self: Any) -> Any:
     return self.replace(group(add.s(1, 1), add.s(2, 2)))
+
+
+class EnrolSlowly(TransactionalTask):
+    """Writes a row, waits for a file, and returns."""
+
+    retry_policy = QUICK
+
+    def run(self, name: str, gate: str) -> None:
+        Group.objects.create(name=f"{name}:{os.getpid()}")
+        witness(f"start:{name}")
+        while not Path(gate).exists():
+            time.sleep(0.02)
+        witness(f"end:{name}")
+
+
+def chain_of(length: int) -> Any:
+    """A chain that counts to its length and one."""
+    return chain(add.s(1, 1), *(add.s(1) for _ in range(length - 1)))
