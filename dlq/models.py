@@ -66,6 +66,11 @@ class DeadLetter(models.Model):
     def __str__(self) -> str:
         return f"{self.task.rsplit('.', 1)[-1]}: {self.error_type.rsplit('.', 1)[-1] or self.reason}"
 
+    @classmethod
+    def protected_jobs(cls, letters: models.QuerySet[DeadLetter]) -> models.QuerySet[DeadLetter]:
+        """Of these letters, those whose jobs must not be pruned."""
+        return letters.filter(status=Status.OPEN)
+
     @property
     def is_open(self) -> bool:
         """Whether a person still has to decide."""

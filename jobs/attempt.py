@@ -25,7 +25,6 @@ from jobs.heartbeat import shielded, unshielded
 from jobs.lifecycle import NOW, Plus
 from jobs.models import Job
 from jobs.retry import Decision
-from jobs.signals import lifecycle as announced
 from jobs.states import State
 
 
@@ -63,7 +62,7 @@ def perform(task: Any, job_id: UUID, worker: str) -> Any:
     says = drafts.declaration(task.name, task)
     with shielded():
         job = claim(job_id, worker)
-        announced.send_robust(sender=Job, event="started", job_id=job.pk, task=job.task, job=job)
+        lifecycle.announce("started", job)
         with correlated(job.correlation_id):
             outcome = run(task, job, says)
             return record(job, outcome, says)
@@ -154,7 +153,6 @@ def record(job: Job, outcome: Outcome, says: Declaration) -> Any:
             if not says.transactional:
                 encoded = _encoded(outcome.result, job.task)
                 patiently(lambda: _recorded(job, lambda: _complete(job, encoded)))
-            announced.send_robust(sender=Job, event="completed", job_id=job.pk, task=job.task, job=job)
             return outcome.result
         if isinstance(outcome.error, Replaced):
             signature = outcome.error.signature
@@ -174,6 +172,7 @@ def _complete(job: Job, result: str | None) -> None:
     progress = (watched.progress if watched else None) or job.progress
     changes = {"progress": progress} if progress else {}
     if not successors.has_any(job) and lifecycle.complete(job, result, **changes):
+        lifecycle.announce("completed", job)
         return
     successors.finish(job, State.COMPLETED, "", result=result, error_type="", error_message="", traceback="", **changes)
 

@@ -18,7 +18,6 @@ from jobs.lifecycle import Clock, Plus
 from jobs.models import Job
 from jobs.retry import Bounds, Decision, History
 from jobs.signals import job_failed
-from jobs.signals import lifecycle as announced
 from jobs.states import State
 
 TRACEBACK_LIMIT = 32_000
@@ -68,9 +67,10 @@ def conclude(job: Job, failure: Failure, report: Report, **changes: Any) -> tupl
             successors.settle(moved)
         if not moved.finished and moved.cancel_requested_at is not None:
             # Somebody asked it to stop while its body was failing: it does not run again.
-            moved = successors.finish(moved, State.CANCELLED, moved.cancel_reason)
-            decision = replace(decision, target=State.CANCELLED, reason=moved.reason)
-    announce(moved, decision, failure)
+            decision = replace(decision, target=State.CANCELLED, reason=moved.cancel_reason)
+            return successors.finish(moved, State.CANCELLED, moved.cancel_reason), decision
+        event = moved.state if moved.finished else "retried"
+        lifecycle.announce(event, moved, decision=decision, failure=failure)
     return moved, decision
 
 
@@ -79,7 +79,7 @@ def decide(job: Job, failure: Failure) -> Decision:
     says, limits = declaration(job), settings()
     history = History(
         attempt=job.attempt, allowed=job.max_attempts, snoozes=job.snoozes, age=timezone.now() - job.created_at,
-        losses=job.losses + (failure.kind is Kind.LOST), idempotent=says.idempotent or job.key is not None,
+        losses=job.losses + (failure.kind is Kind.LOST), idempotent=says.idempotent,
     )  # fmt: skip
     bounds = Bounds(int(limits.MAX_LOSSES), int(limits.MAX_SNOOZES), timedelta(seconds=limits.MAX_AGE))
     return says.retry_policy.decide(failure, history, bounds, random.random())
@@ -94,27 +94,6 @@ def _move(job: Job, failure: Failure, decision: Decision, report: Report, change
     if decision.target in (State.RETRYING, State.PENDING):
         changes["due_at"] = Clock(decision.delay)
     return lifecycle.move(job, decision.target, decision.reason, **changes)
-
-
-def announce(job: Job, decision: Decision, failure: Failure) -> None:
-    """Tell the listeners that only watch, after the commit."""
-    event = {State.FAILED: "failed", State.CANCELLED: "cancelled"}.get(decision.target, "retried")
-    transaction.on_commit(
-        lambda: (
-            announced.send_robust(
-                sender=Job,
-                event=event,
-                job_id=job.pk,
-                task=job.task,
-                job=job,
-                decision=decision,
-                failure=failure,
-            )
-            and None
-        ),
-        using=lifecycle.alias(),
-        robust=True,
-    )
 
 
 def _fields(report: Report) -> dict[str, str]:

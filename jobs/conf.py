@@ -34,7 +34,6 @@ class Settings:
     CANCEL_GRACE: float = 15.0
     LOST_AFTER: float = 5.0
     QUEUES: tuple[str, ...] = field(default=())
-    NAMESPACE: str = ""
 
 
 def current() -> Settings:
@@ -66,8 +65,6 @@ def _suggestion(name: str, known: dict[str, Any]) -> str:
 
 
 def _checked(name: str, value: Any) -> Any:
-    if name == "NAMESPACE":
-        return str(value)
     if name == "QUEUES":
         if not isinstance(value, list | tuple | set) or not all(isinstance(queue, str) for queue in value):
             raise ImproperlyConfigured("JOBS['QUEUES'] must be a list of queue names.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -10,10 +11,11 @@ from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
-from django.db import DatabaseError, connections, models, router
+from django.db import DatabaseError, connections, models, router, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models.expressions import Col
 
+from jobs import signals
 from jobs.errors import MoveRefused
 from jobs.models import Attempt, Job
 from jobs.states import FINAL, MOVES, WAITING, State
@@ -138,6 +140,14 @@ def not_paused() -> str:
         f"NOT EXISTS (SELECT 1 FROM jobs_pause p WHERE (p.kind = 'queue' AND p.name = {_table()}.queue) "
         f"OR (p.kind = 'task' AND p.name = {_table()}.task))"
     )
+
+
+def announce(event: str, job: Job, **details: Any) -> None:
+    """Tell those who only watch, after the commit; a listener that raises disturbs nobody."""
+    if signals.lifecycle.has_listeners(Job):
+        details |= {"event": event, "job_id": job.pk, "task": job.task, "job": job}
+        send = functools.partial(signals.lifecycle.send_robust, Job, **details)
+        transaction.on_commit(lambda: send() and None, using=alias(), robust=True)
 
 
 def tried(job: Job, act: Callable[[], Any]) -> bool:

@@ -18,7 +18,6 @@ from jobs.errors import BrokerUnavailable, OptionError
 from jobs.idempotency import WHILE_UNFINISHED, KeyScope
 from jobs.lifecycle import NOW, Clock
 from jobs.models import Job
-from jobs.signals import lifecycle as announced
 from jobs.states import State
 
 UNREACHABLE = "the broker could not be reached"
@@ -52,7 +51,7 @@ def record(job: Job, scope: KeyScope, *, sent: bool = False) -> UUID:
     if owner == job.pk:
         if job.state == State.RESERVED and not sent:
             send_on_commit([job])
-        announced.send_robust(sender=Job, event="enqueued", job_id=job.pk, task=job.task, job=job)
+        lifecycle.announce("enqueued", job)
     return owner
 
 

@@ -72,22 +72,30 @@ def _checked(older_than: timedelta, states: Iterable[str]) -> list[State]:
 def _prunable(states: list[State], before: object) -> models.QuerySet[Job]:
     jobs = Job.objects.using(lifecycle.alias()).filter(state__in=states, finished_at__lt=before)
     jobs = jobs.exclude(fanin_id__isnull=False, fanin_id__in=_open_chords())
-    return jobs.exclude(pk__in=_kept()).order_by("finished_at")
+    for kept in _kept():
+        jobs = jobs.exclude(pk__in=kept)
+    return jobs.order_by("finished_at")
 
 
 def _open_chords() -> models.QuerySet[FanIn, Any]:
     """Chords that have not ended, and failed ones that the replay of a member can still complete."""
-    unsettled = Job.objects.using(lifecycle.alias()).filter(fanin_id__isnull=False, pk__in=_kept()).values("fanin_id")
-    return FanIn.objects.using(lifecycle.alias()).filter(Q(remaining__gt=0) | Q(pk__in=unsettled)).values("pk")
+    held = Q(remaining__gt=0)
+    members = Job.objects.using(lifecycle.alias()).filter(fanin_id__isnull=False)
+    for kept in _kept():
+        held |= Q(pk__in=members.filter(pk__in=kept).values("fanin_id"))
+    return FanIn.objects.using(lifecycle.alias()).filter(held).values("pk")
 
 
-def _kept() -> Any:
-    """Jobs that another app protects: those with an open dead letter."""
-    protected = [r for r in Job._meta.related_objects if r.on_delete is models.PROTECT]
-    letters = protected[0].related_model if protected else None
-    if letters is None:
-        return Job.objects.none().values("pk")
-    return letters._default_manager.using(lifecycle.alias()).filter(status="open").values("job_id")
+def _kept() -> list[Any]:
+    """Ids of jobs that other apps protect: all that they refer to, or what their ``protected_jobs`` says."""
+    kept = []
+    for relation in Job._meta.related_objects:
+        if relation.on_delete is models.PROTECT:
+            model: Any = relation.related_model
+            rows = model._default_manager.using(lifecycle.alias())
+            rows = model.protected_jobs(rows) if hasattr(model, "protected_jobs") else rows
+            kept.append(rows.values(relation.field.attname))
+    return kept
 
 
 def _let_go(ids: list[UUID]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from django.dispatch import Signal
 
 # Sent inside the transaction that records a job's final failure; an exception undoes it.
-# Arguments: job (jobs.models.Job), error (jobs.attempt error fields).
+# Argument: job (jobs.models.Job).
 job_failed = Signal()
 
 # Sent inside the transaction that replays a job. Arguments: original (UUID), job (UUID).

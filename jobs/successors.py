@@ -99,6 +99,7 @@ def finish(job: Job, target: State, reason: str, **changes: Any) -> Job:
         job = lifecycle.move(job, target, reason, **changes)
         if target is State.FAILED:
             job_failed.send(sender=Job, job=Job.objects.using(lifecycle.alias()).get(pk=job.pk))
+        lifecycle.announce(target.value, job)
         if has_any(job):
             settle(job)
     return job

@@ -261,6 +261,8 @@ class Task(Tracked):
     s: _Verb = _Verb()
     si: _Verb = _Verb()
     signature: _Verb = _Verb()
+    delay_on_commit: _Verb = _Verb()
+    apply_async_on_commit: _Verb = _Verb()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -414,7 +416,13 @@ def _share(cls: type[Task]) -> None:
     """Register a class with every app, those that are finalized already included, as ``shared_task`` does."""
 
     def register(app: Any) -> Any:
-        return app.tasks.get(cls.name) or app.register_task(cls())
+        if cls.name in app.tasks:
+            return app.tasks[cls.name]
+        # Celery binds a class to one app: a second app gets a class of its own.
+        bound_to = getattr(cls, "_app", None)
+        names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
+        own: Any = cls if bound_to in (None, app) else type(str(cls.__name__), (cls,), names)
+        return app.register_task(own())
 
     _state.connect_on_app_finalize(register)
     active: Any = getattr(_state, "_get_active_apps")()  # noqa: B009 - it has no stub

@@ -42,7 +42,7 @@ class Request(CeleryRequest):
         _in_background(rescue.revoked, self.id, reason)
 
 
-class ForgivingQoS(QoS):  # type: ignore[misc]
+class ForgivingQoS(QoS):
     """Kombu's record of unacknowledged messages, for a broker that went away in the middle of a job.
 
     Kombu 5.7 trips over its own closed connection there, and the whole worker ends. What cannot be given back
@@ -55,7 +55,8 @@ class ForgivingQoS(QoS):  # type: ignore[misc]
             return super().restore_unacked(client)
         except Exception as error:
             logger.warning("Messages could not be given back to the broker: %s", error)
-            self._delivered.clear()
+            delivered: Any = self._delivered
+            delivered.clear()
             return []
 
     def ack(self, delivery_tag: Any) -> None:
@@ -122,12 +123,12 @@ def _in_background(act: Any, *args: Any) -> None:
     threading.Thread(target=run, name=f"mainstay-{act.__name__}", daemon=True).start()
 
 
-class Children(bootsteps.StartStopStep):  # type: ignore[misc]
+class Children(bootsteps.StartStopStep):
     """Looks for dead children often: the one look that the pool takes when a child dies may come just too early."""
 
     def start(self, parent: Any) -> None:
         """The consumer starts, or starts again after it lost the broker."""
-        pool = getattr(parent.pool, "_pool", None)
+        pool: Any = getattr(parent.pool, "_pool", None)
         if getattr(parent, "hub", None) is not None and hasattr(pool, "maintain_pool"):
             parent.hub.call_repeatedly(LOOK_EVERY, pool.maintain_pool)
 

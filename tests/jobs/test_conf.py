@@ -8,7 +8,7 @@ from django.test import override_settings
 
 from jobs import conf
 
-NUMBERS = [f.name for f in fields(conf.Settings) if f.name not in ("QUEUES", "NAMESPACE")]
+NUMBERS = [f.name for f in fields(conf.Settings) if f.name != "QUEUES"]
 
 
 def test_an_empty_dictionary_means_the_defaults():
@@ -30,7 +30,7 @@ def test_a_setting_in_lower_case_is_refused_with_its_name():
 
 
 def test_a_setting_that_resembles_none_is_refused_with_all_names():
-    with pytest.raises(ImproperlyConfigured, match=r"It has: LEASE, HEARTBEAT, .*NAMESPACE\."):
+    with pytest.raises(ImproperlyConfigured, match=r"It has: LEASE, HEARTBEAT, .*QUEUES\."):
         conf.read({"ZZZ": 1})
 
 
