@@ -19,7 +19,7 @@ from jobs.conclusion import Report
 from jobs.conf import current as settings
 from jobs.context import correlated
 from jobs.drafts import Declaration
-from jobs.errors import JobCancelled, LeaseLost, MoveRefused, PayloadError, WorkerLost
+from jobs.errors import JobCancelled, LeaseLost, MoveRefused, PayloadError, Replaced, WorkerLost
 from jobs.failures import Failure, Kind
 from jobs.heartbeat import shielded, unshielded
 from jobs.lifecycle import NOW, Plus
@@ -30,14 +30,6 @@ from jobs.states import State
 
 class JobFailed(Exception):
     """Told to Celery in place of an error that would harm its worker."""
-
-
-class Replaced(BaseException):
-    """Raised by ``Task.replace``: the job is to settle as ``signature`` does."""
-
-    def __init__(self, signature: Any) -> None:
-        super().__init__("replaced")
-        self.signature = signature
 
 
 @dataclass(frozen=True, slots=True)

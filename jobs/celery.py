@@ -15,7 +15,7 @@ from celery.canvas import _chord, group  # type: ignore[attr-defined]
 from jobs import publisher
 from jobs.publisher import HEADER, UNTRACKED, Publisher
 
-TASK_CLASS = "jobs.task:Tracked"
+TASK_CLASS = "jobs.tracked:Tracked"
 RESULT_BACKEND = "jobs.results:JobBackend"
 REQUEST_CLASS = "jobs.worker:Request"
 CONTROL_CLASS = "jobs.results:Control"
@@ -111,7 +111,7 @@ def _is_tracked(name: str, task: Any, tracked: bool | None, options: dict[str, A
 
 def _adopt_tasks(sender: Any, **_: Any) -> None:
     """Give tasks that have a base class of their own what they need to run as attempts."""
-    from jobs.task import Tracked
+    from jobs.tracked import Tracked
 
     for task in list(sender._tasks.values()):
         if not isinstance(task, Tracked):
@@ -120,7 +120,7 @@ def _adopt_tasks(sender: Any, **_: Any) -> None:
 
 
 def _adopt_task(task: Any) -> None:
-    from jobs.task import Tracked
+    from jobs.tracked import Tracked
 
     own = type(task)
     shape = {

@@ -87,6 +87,14 @@ class LeaseLost(Exception):
     """Raised inside a body that may no longer assume that it is the only runner."""
 
 
+class Replaced(BaseException):
+    """Raised by ``Task.replace``: the job is to settle as ``signature`` does."""
+
+    def __init__(self, signature: object) -> None:
+        super().__init__("replaced")
+        self.signature = signature
+
+
 class WorkerLost(Exception):
     """Recorded for an attempt whose process died or stopped answering."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from datetime import timedelta
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -20,20 +19,15 @@ from typing import (
     cast,
     overload,
 )
-from uuid import UUID
 
 from celery import _state, current_app
-from celery.canvas import Signature
-from celery.contrib.django.task import DjangoTask
-from celery.exceptions import ImproperlyConfigured, Retry
-from django.utils import timezone
 
-from jobs import adoption, attempt, heartbeat, payload
 from jobs.errors import DeclarationError
 from jobs.idempotency import FOREVER, NO_KEY, WHILE_UNFINISHED, Key, KeyScope, check_key, check_scope
 from jobs.payload import Payload
 from jobs.retry import RetryPolicy
 from jobs.states import priority_from
+from jobs.tracked import Tracked
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -51,132 +45,6 @@ __all__ = [
     "TransactionalTask",
     "task",
 ]
-
-
-def _take_over(cls: type, name: str, ours: str) -> None:
-    """Take an attribute before Celery binds the task: there it would mean the broker's own (and is deprecated)."""
-    if name in vars(cls):
-        value = vars(cls)[name]
-        delattr(cls, name)
-        setattr(cls, ours, value)
-
-
-class Tracked(DjangoTask[..., Any]):
-    """What every task of an app with Mainstay is: its calls are jobs, its runs are attempts."""
-
-    abstract = True
-    acks_late = True
-    typing = False  # the payload is checked where the job is recorded, with a better sentence
-    tracked: ClassVar[bool] = True
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        _take_over(cls, "queue", "job_queue")
-        _take_over(cls, "priority", "job_priority")
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run: as an attempt when a worker calls, plainly when you do."""
-        request = self.request
-        if request.called_directly or request.is_eager:
-            return super().__call__(*args, **kwargs)
-        job_id = adoption.job_of(self, request)
-        if job_id is None:
-            return self.run(*args, **kwargs)
-        return attempt.perform(self, job_id, request.hostname or "")
-
-    def retry(
-        self, args: Any = None, kwargs: Any = None, exc: Any = None, throw: bool = True, eta: Any = None,
-        countdown: Any = None, max_retries: int | None = None, **options: Any,
-    ) -> Any:  # fmt: skip
-        """Celery's ``retry()``: raise to say that the job is to run again; nothing is published.
-
-        ``countdown`` is in seconds, ``eta`` a time; ``max_retries`` counts attempts after the first.
-        """
-        request = self.request
-        if request.called_directly or request.is_eager:
-            return super().retry(
-                args=args,
-                kwargs=kwargs,
-                exc=exc,
-                throw=throw,
-                eta=eta,
-                countdown=countdown,
-                max_retries=max_retries,
-                **options,
-            )
-        signal: Any = Retry(exc=exc, when=eta or countdown)
-        signal.mainstay = {
-            "delay": _wait(eta, countdown, self), "max_attempts": None if max_retries is None else max_retries + 1,
-            "payload": _changed(request, args, kwargs),
-        }  # fmt: skip
-        if throw:
-            raise signal
-        return signal
-
-    def replace(self, sig: Signature) -> Any:
-        """Hand over to another signature: this job settles as that one does."""
-        if self.request.called_directly or self.request.is_eager:
-            return super().replace(sig)
-        raise attempt.Replaced(self.prepared_for_replacement(sig))
-
-    def prepared_for_replacement(self, sig: Signature) -> Signature:
-        """A signature with one result of its own: a group is collected into a list, as Celery does."""
-        if sig.get("chord") or "chord" in sig.options:
-            raise ImproperlyConfigured("A signature that replaces a task must not be a member of a chord.")
-        if sig.get("subtask_type") == "group":
-            return sig | self.app.tasks["celery.accumulate"].s(index=0)
-        return sig
-
-    def update_state(self, task_id: str | None = None, state: str | None = None, meta: Any = None, **_: Any) -> None:
-        """Celery's custom states, kept as the progress of the job."""
-        watched = heartbeat.watched(UUID(task_id or self.request.id)) if task_id or self.request.id else None
-        if watched is not None:
-            watched.progress = {"celery_state": state, "meta": meta}
-
-    def progress(self, done: float, total: float | None = None, unit: str = "", message: str = "") -> None:
-        """Say how far the body is, in its own units; written about once a second.
-
-        Raises ``JobCancelled`` or ``LeaseLost`` when the body is to stop.
-        """
-        self.check_cancelled()
-        watched = self._watched()
-        if watched is not None:
-            watched.progress = {"done": done, "total": total, "unit": unit, "message": message}
-
-    def check_cancelled(self) -> None:
-        """Raise ``JobCancelled`` when somebody asked this job to stop (noticed within about a second)."""
-        watched = self._watched()
-        if watched is not None and watched.stop is not None:
-            raise watched.stop
-
-    @property
-    def idempotency_token(self) -> str:
-        """A text for the outside world that is the same in all attempts and replays of this job."""
-        watched = self._watched()
-        if watched is None:
-            return str(self.request.id or "")
-        return str(watched.job.origin_id or watched.job.pk)
-
-    def _watched(self) -> heartbeat.Watched | None:
-        job_id = self.request.id
-        return heartbeat.watched(UUID(job_id)) if job_id and not self.request.called_directly else None
-
-
-def _wait(eta: Any, countdown: Any, task: Any) -> timedelta | None:
-    if eta is not None:
-        return max(timedelta(0), timedelta(seconds=(eta - timezone.now()).total_seconds()))
-    if countdown is not None:
-        return timedelta(seconds=countdown)
-    own = vars(type(task)).get("default_retry_delay")
-    return None if own is None else timedelta(seconds=own)
-
-
-def _changed(request: Any, args: Any, kwargs: Any) -> str | None:
-    if args is None and kwargs is None:
-        return None
-    return payload.encode(
-        Payload(tuple(request.args if args is None else args), dict(request.kwargs if kwargs is None else kwargs))
-    )
 
 
 class HasBody(Protocol[P, R_co]):
