@@ -30,9 +30,7 @@ def test_a_job_whose_pool_child_is_killed_is_retried_at_once(platform: Platform,
     assert fresh(job).losses == 1
 
 
-def test_a_job_that_always_kills_its_process_ends_as_a_dead_letter(
-    platform: Platform, wait_until: WaitUntil
-) -> None:
+def test_a_job_that_always_kills_its_process_ends_as_a_dead_letter(platform: Platform, wait_until: WaitUntil) -> None:
     poison = misbehave.delay("kill")
     bystander = note.delay("bystander")
     wait_until(lambda: fresh(poison).state == State.FAILED, timeout=30)

@@ -46,12 +46,13 @@ CANVASES: dict[str, tuple[Callable[[], Any], str]] = {
     "chord": (lambda: chord([add.s(n, n) for n in range(10)], total.s()), "90"),
     "chord in a chain": (lambda: chain(add.s(1, 1), chord([add.s(1), add.s(2)], total.s()), add.s(100)), "107"),
     "chord in a header": (
-        lambda: chord([chord([add.s(1, 1), add.s(2, 2)], total.s()), add.s(5, 5)], collect.s()), "[6,10]"
+        lambda: chord([chord([add.s(1, 1), add.s(2, 2)], total.s()), add.s(5, 5)], collect.s()),
+        "[6,10]",
     ),
     "group in a chain": (lambda: add.s(1, 1) | group(add.s(1), add.s(2)) | total.s(), "7"),
     "replaced": (lambda: chain(replaced.s(1), add.s(1000)), "1111"),
     "taken key": (lambda: chord([Charge.s(7), Charge.s(7), add.s(1, 1)], collect.s()), '["7:1.0","7:1.0",2]'),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", CANVASES)
@@ -169,7 +170,9 @@ def test_a_transactional_body_whose_process_dies_leaves_nothing_and_is_run_again
     assert not Job.objects.filter(task=note.name).exists()
 
 
-def test_an_overtaken_transactional_attempt_rolls_back(platform: Platform, wait_until: WaitUntil, tmp_path: Path) -> None:
+def test_an_overtaken_transactional_attempt_rolls_back(
+    platform: Platform, wait_until: WaitUntil, tmp_path: Path
+) -> None:
     """A frozen child is rescued from; when it goes on, its body must not be committed a second time."""
     if not _many_writers():
         pytest.skip("on SQLite a transactional body holds the write lock: nobody can overtake it")

@@ -95,7 +95,9 @@ def test_a_replay_that_fails_again_leaves_a_letter_of_its_own() -> None:
 
 
 def test_a_replay_repeats_what_the_job_carried() -> None:
-    letter = dead(lambda: boom.apply_async(queue="mail", priority="high", tenant="acme", tags=["a"], correlation_id="r"))
+    letter = dead(
+        lambda: boom.apply_async(queue="mail", priority="high", tenant="acme", tags=["a"], correlation_id="r")
+    )
     job = fresh(replay.replay(letter.pk, by="ann"))
     assert (job.queue, job.priority, job.tenant, job.tags, job.correlation_id) == ("mail", 10, "acme", ["a"], "r")
     assert job.replay_of_id == letter.job_id

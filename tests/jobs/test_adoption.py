@@ -52,7 +52,9 @@ def test_a_foreign_message_that_is_delivered_twice_runs_once(
     assert platform.witness.lines.count("once") == 1
 
 
-def test_a_foreign_id_that_is_not_a_uuid_is_accepted(platform: Platform, foreign: Celery, wait_until: WaitUntil) -> None:
+def test_a_foreign_id_that_is_not_a_uuid_is_accepted(
+    platform: Platform, foreign: Celery, wait_until: WaitUntil
+) -> None:
     foreign.send_task(note.name, ("x",), task_id="order-7")
     (job,) = settled(wait_until)
     assert job.state == State.COMPLETED

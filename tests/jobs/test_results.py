@@ -1,12 +1,12 @@
 """``AsyncResult`` and ``GroupResult`` over the job rows, with nothing written a second time."""
 
 from datetime import timedelta
-from typing import Any
 from uuid import uuid4
 
 import pytest
 from celery import group
-from celery.exceptions import TaskRevokedError, TimeoutError
+from celery.exceptions import TaskRevokedError
+from celery.exceptions import TimeoutError as StillRunning
 from celery.result import AsyncResult, GroupResult
 from django_celery_results.models import TaskResult
 
@@ -49,7 +49,7 @@ def test_get_without_propagation_returns_the_error() -> None:
 
 
 def test_get_of_a_job_that_does_not_end_times_out() -> None:
-    with pytest.raises(TimeoutError):
+    with pytest.raises(StillRunning):
         add.delay(1, 2).get(timeout=0.05, interval=0.01)
 
 

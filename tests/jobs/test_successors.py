@@ -46,27 +46,35 @@ CANVASES: dict[str, tuple[Callable[[], Any], str]] = {
     "chain with an immutable step": (lambda: chain(add.s(1, 2), add.si(10, 10), add.s(1)), "21"),
     "chord": (lambda: chord([add.s(n, n) for n in range(5)], total.s()), "20"),
     "chord of one": (lambda: chord([add.s(1, 1)], total.s()), "2"),
-    "order of a chord's results": (lambda: chord([add.s(n, 0) for n in range(12)], collect.s()), str(list(range(12))).replace(" ", "")),
+    "order of a chord's results": (
+        lambda: chord([add.s(n, 0) for n in range(12)], collect.s()),
+        str(list(range(12))).replace(" ", ""),
+    ),
     "group then task": (lambda: group(add.s(1, 1), add.s(2, 2)) | total.s(), "6"),
     "group in the middle of a chain": (lambda: add.s(1, 1) | group(add.s(1), add.s(2)) | total.s(), "7"),
     "chord in a chain": (lambda: chain(add.s(1, 1), chord([add.s(1), add.s(2)], total.s()), add.s(100)), "107"),
     "chain in a chord's header": (lambda: chord([chain(add.s(1, 1), add.s(1)), add.s(5, 5)], collect.s()), "[3,10]"),
     "chord in a chord's header": (
-        lambda: chord([chord([add.s(1, 1), add.s(2, 2)], total.s()), add.s(5, 5)], collect.s()), "[6,10]"
+        lambda: chord([chord([add.s(1, 1), add.s(2, 2)], total.s()), add.s(5, 5)], collect.s()),
+        "[6,10]",
     ),
     "chord in the middle of a header": (
-        lambda: chord([add.s(5, 5), chord([add.s(1, 1), add.s(2, 2)], total.s()), add.s(7, 7)], collect.s()), "[10,6,14]"
+        lambda: chord([add.s(5, 5), chord([add.s(1, 1), add.s(2, 2)], total.s()), add.s(7, 7)], collect.s()),
+        "[10,6,14]",
     ),
     "group in a chord's header": (lambda: chord([group(add.s(1, 1), add.s(2, 2)), add.s(5, 5)], total.s()), "16"),
     "chord whose body is a chain": (lambda: chord([add.s(1, 1), add.s(2, 2)], chain(total.s(), add.s(1))), "7"),
     "two chords in a row": (
-        lambda: group(add.s(1, 1), add.s(2, 2)) | total.s() | group(add.s(1), add.s(2)) | total.s(), "15"
+        lambda: group(add.s(1, 1), add.s(2, 2)) | total.s() | group(add.s(1), add.s(2)) | total.s(),
+        "15",
     ),
     "chord of three levels": (
-        lambda: chord([chord([chord([add.s(1, 1), add.s(1, 1)], total.s()), add.s(1, 0)], total.s()), add.s(1, 0)], total.s()),
+        lambda: chord(
+            [chord([chord([add.s(1, 1), add.s(1, 1)], total.s()), add.s(1, 0)], total.s()), add.s(1, 0)], total.s()
+        ),
         "6",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", CANVASES)
