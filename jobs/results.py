@@ -18,10 +18,12 @@ from jobs.models import Job
 from jobs.states import CELERY_STATE, State
 
 
-class Control(CeleryControl):  # type: ignore[misc]
+class Control(CeleryControl):
     """Celery's remote control, of which ``AsyncResult.revoke()`` is a part: what it revokes is cancelled for good."""
 
-    def revoke(self, task_id: Any, destination: Any = None, terminate: bool = False, **kwargs: Any) -> Any:
+    def revoke(  # type: ignore[override]
+        self, task_id: Any, destination: Any = None, terminate: bool = False, **kwargs: Any
+    ) -> Any:
         """Cancel jobs in the database; tell the workers only what the database cannot."""
         ids = [task_id] if isinstance(task_id, str | UUID) else list(task_id or ())
         told = [str(one) for one in ids if not _cancelled(one) or terminate]

@@ -45,7 +45,7 @@ class Tracked(DjangoTask[..., Any]):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run: as an attempt when a worker calls, plainly when you do."""
-        request = self.request
+        request: Any = self.request
         if request.called_directly or request.is_eager:
             return super().__call__(*args, **kwargs)
         from jobs import adoption, attempt
