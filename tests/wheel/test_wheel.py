@@ -23,6 +23,13 @@ app = Celery("shop")
 app.config_from_object("django.conf:settings", namespace="CELERY")
 from jobs.celery import install; install(app)
 app.autodiscover_tasks(["shop"])
+
+class Base(app.Task):
+    abstract = True
+
+@app.task(bind=True, base=Base)
+def debug_task(self):
+    return self.request.id
 """
 
 TASKS = """
@@ -48,6 +55,9 @@ import jobs, shop.tasks as tasks
 from jobs.models import Job
 print("jobs is", jobs.__file__)
 print("old", tasks.old.delay(2, 3).get(timeout=30), "greet", tasks.greet.delay("you").get(timeout=30))
+from shop.celery import debug_task
+debug = debug_task.delay()
+print("debug", debug.get(timeout=30) == debug.id)
 failed = tasks.broken.delay()
 try:
     failed.get(timeout=30)
@@ -154,6 +164,7 @@ def test_the_wheel_carries_nothing_of_the_demo_or_the_tests(wheel: Path) -> None
 def test_a_project_made_by_startproject_runs_its_old_and_new_tasks_as_jobs(shop: Shop) -> None:
     said = shop.run("-c", TRY)
     assert "old 5 greet hello you" in said
+    assert "debug True" in said
     assert "failed with no use" in said
     assert "pages [200, 200, 200, 200]" in said
     assert "styles True" in said
