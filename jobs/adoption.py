@@ -14,11 +14,12 @@ def job_of(task: Any, request: Any) -> UUID | None:
     header = request.get(HEADER)
     if header == UNTRACKED or (header is None and not task.tracked):
         return None
-    job_id = UUID(_as_uuid(request.id))
+    job_id = UUID(as_uuid(request.id))
     if header is None:
         attempt.patiently(lambda: _adopt(task, request, job_id))
         # From here on what follows is the row's business; Celery would publish it a second time.
         request.callbacks = request.errbacks = request.chain = None
+        request.id = str(job_id)
     return job_id
 
 
@@ -26,7 +27,7 @@ def _adopt(task: Any, request: Any, job_id: UUID) -> None:
     if lifecycle.seen(job_id) is not None:
         return
     options = {
-        "task_id": str(job_id), "root_id": _as_uuid(request.root_id), "parent_id": _as_uuid(request.parent_id),
+        "task_id": str(job_id), "root_id": as_uuid(request.root_id), "parent_id": as_uuid(request.parent_id),
         "link": request.callbacks, "link_error": request.errbacks, "chain": request.chain,
         "queue": (request.delivery_info or {}).get("routing_key"),
     }  # fmt: skip
@@ -34,7 +35,7 @@ def _adopt(task: Any, request: Any, job_id: UUID) -> None:
     intake.adopt(task.name, task, request.args, request.kwargs, given)
 
 
-def _as_uuid(value: Any) -> str:
+def as_uuid(value: Any) -> str:
     """Celery's id as a UUID; one of another form is turned into a UUID, always the same."""
     if not value:
         return ""

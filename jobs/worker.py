@@ -17,6 +17,7 @@ from django.db import Error
 from kombu.transport.redis import Channel, QoS
 
 from jobs import lifecycle, rescue
+from jobs.adoption import as_uuid
 from jobs.models import Worker
 
 logger = logging.getLogger("jobs.worker")
@@ -33,13 +34,13 @@ class Request(CeleryRequest):
         error = exc_info.exception
         error = getattr(error, "exc", None) or error  # billiard wraps it with its traceback
         if isinstance(error, WorkerLostError | TimeLimitExceeded | Terminated | SystemExit | KeyboardInterrupt):
-            _in_background(rescue.lost_child, self.id, self.worker_pid, str(error))
+            _in_background(rescue.lost_child, as_uuid(self.id), self.worker_pid, str(error))
         return super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
 
     def _announce_revoked(self, reason: str, terminated: bool, signum: Any, expired: bool) -> None:
         """Celery's revoke, from Flower or by remote control, is made durable: it cancels the job."""
         super()._announce_revoked(reason, terminated, signum, expired)  # type: ignore[misc]
-        _in_background(rescue.revoked, self.id, reason)
+        _in_background(rescue.revoked, as_uuid(self.id), reason)
 
 
 class ForgivingQoS(QoS):
@@ -162,9 +163,8 @@ def _report_until(instance: Any, stopping: threading.Event) -> None:
 def report(instance: Any, started: Any = None) -> Any:
     """Write this worker's row; return when it first did."""
     now = lifecycle.database_now()
-    holds = {request.id for request in tuple(worker_state.reserved_requests)} | {
-        request.id for request in tuple(worker_state.active_requests)
-    }
+    requests = {*tuple(worker_state.reserved_requests), *tuple(worker_state.active_requests)}
+    holds = {as_uuid(request.id) for request in requests}
     seen = {
         "pid": os.getpid(), "seen_at": now, "started_at": started or now, "holds": sorted(holds),
         "queues": sorted(instance.app.amqp.queues.consume_from), "concurrency": instance.concurrency or 0,

@@ -118,3 +118,12 @@ def test_a_message_of_ours_that_arrives_twice_runs_once(platform: Platform, wait
     note.delay("after")
     wait_until(lambda: "after" in platform.witness.lines)
     assert platform.witness.lines.count("once") == 1
+
+
+def test_an_adopted_job_whose_child_dies_is_retried_at_once_whatever_its_id(
+    platform: Platform, foreign: Celery, wait_until: WaitUntil
+) -> None:
+    foreign.send_task(misbehave.name, ("kill", 2), task_id="order-7")
+    wait_until(lambda: "start:kill:2" in platform.witness.lines, timeout=4)
+    (job,) = settled(wait_until)
+    assert (job.state, job.losses) == (State.COMPLETED, 1)
