@@ -15,6 +15,7 @@ from django.apps import apps
 from jobs import control, errbacks, lifecycle, payload, successors
 from jobs.errors import Refused
 from jobs.models import Job
+from jobs.publisher import HEADER, UNTRACKED
 from jobs.states import CELERY_STATE, State
 
 
@@ -131,7 +132,8 @@ class JobBackend(BaseBackend):
         """Nothing is cached."""
 
     def _is_tracked(self, task_id: str, request: Any) -> bool:
-        if request is not None and request.get("mainstay") not in (None, {"tracked": False}):
+        # What Celery gives for an unknown task is no context and has no get().
+        if getattr(request, HEADER, None) not in (None, UNTRACKED):
             return True
         return _job(task_id) is not None
 
