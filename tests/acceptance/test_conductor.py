@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from dlq.models import DeadLetter
 from jobs.models import Leader
 from jobs.states import State
+from project.celery import app
 from project.servers import RedisServer
 from tests.children import Child
 from tests.platform import QUICK, fresh
@@ -53,3 +55,18 @@ def test_beat_holds_a_conductor(beat: Callable[..., Child], wait_until: WaitUnti
     job = note.apply_async(("x",), countdown=0.1)
     beat()
     wait_until(lambda: fresh(job).state == State.RESERVED, timeout=20)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_job_of_a_task_that_no_worker_knows_ends_as_a_dead_letter(
+    conductor: Callable[..., Child], worker: Callable[..., Child], wait_until: WaitUntil
+) -> None:
+    environ = {"TEST_JOBS": json.dumps({**QUICK, "MAX_SENDS": 2})}
+    conductor(env=environ)
+    worker(env=environ)
+    job = app.send_task("elsewhere.unknown", (1,))
+    known = note.delay("x")
+    wait_until(lambda: fresh(job).state == State.FAILED, timeout=30)
+    assert fresh(job).reason == "sent 2 times and never claimed"
+    assert DeadLetter.objects.get().task == "elsewhere.unknown"
+    assert fresh(known).state == State.COMPLETED

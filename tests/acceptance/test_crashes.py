@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from celery import chain, chord, group
 
-from jobs.models import Job
+from jobs.lifecycle import database_now
+from jobs.models import Job, Worker
 from jobs.states import State
 from tests.children import Child
 from tests.platform import QUICK, Platform, Witness, fresh
@@ -76,8 +77,8 @@ def test_a_frozen_worker_that_comes_back_cannot_overwrite_its_rescuer(
     finally:
         for pid in frozen:
             os.kill(pid, signal.SIGCONT)
-    recorded = fresh(job)
-    wait_until(lambda: platform.witness.lines.count(f"end:{gate}") == 2 or "LeaseLost" in platform.worker.log)
+    recorded, thawed = fresh(job), database_now()
+    wait_until(lambda: Worker.objects.filter(name__startswith="platform", seen_at__gt=thawed, holds=[]).exists())
     after = fresh(job)
     assert (after.attempt, after.worker, after.finished_at) == (2, recorded.worker, recorded.finished_at)
 
