@@ -20,8 +20,10 @@ from urllib.parse import urlsplit, urlunsplit
 if TYPE_CHECKING:
     from selenium import webdriver
 
-STATES = ("pending", "reserved", "running", "retrying", "completed", "failed", "cancelled")
+# The states that pass soonest come first.
+STATES = ("reserved", "retrying", "running", "pending", "completed", "failed", "cancelled")
 SCHEMES = ("light", "dark")
+TRIES = 20
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars",
     "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
@@ -36,8 +38,13 @@ def main() -> None:
         browser = chromium(profile, given.width)
         try:
             log_in(browser, given.url, given.user, given.password)
+            open_page(browser, f"{given.url}/admin/jobs/job/?queue=payments")
+            photograph(browser, given.outdir / "jobs-payments")
+            for state in STATES:
+                photograph_state(browser, given.url, state, given.outdir)
             for name, address in [*pages(browser, given.url), *flower(given)]:
-                photograph(browser, address, given.outdir / name)
+                open_page(browser, address)
+                photograph(browser, given.outdir / name)
         finally:
             browser.quit()
 
@@ -87,14 +94,11 @@ def pages(browser: webdriver.Chrome, url: str) -> Iterator[tuple[str, str]]:
     admin = f"{url}/admin"
     yield "index", f"{admin}/"
     yield "jobs", f"{admin}/jobs/job/"
-    for state in STATES:
-        if found := first_row(browser, f"{admin}/jobs/job/?state={state}"):
-            yield f"job-{state}", found
     yield "workers", f"{admin}/jobs/worker/"
     yield "pauses", f"{admin}/jobs/pause/"
     yield "acts", f"{admin}/jobs/act/"
     yield "letters", f"{admin}/dlq/deadletter/"
-    if found := first_row(browser, f"{admin}/dlq/deadletter/"):
+    for found in rows(browser, f"{admin}/dlq/deadletter/")[:1]:
         yield "letter", found
         yield "replay", re.sub(r"change/$", "replay/", found)
     yield "schedules", f"{admin}/django_celery_beat/periodictask/"
@@ -107,18 +111,28 @@ def flower(given: argparse.Namespace) -> Iterator[tuple[str, str]]:
         yield "flower-tasks", given.flower.rstrip("/") + "/tasks"
 
 
-def first_row(browser: webdriver.Chrome, address: str) -> str | None:
-    """The page of the first row in a list."""
+def rows(browser: webdriver.Chrome, address: str) -> list[str]:
+    """The pages of the rows in a list, the first first."""
     browser.get(address)
     links = browser.find_elements("css selector", "#result_list tbody th a")
-    return links[0].get_attribute("href") if links else None
+    return [str(link.get_attribute("href")) for link in links]
 
 
-def photograph(browser: webdriver.Chrome, address: str, target: Path) -> None:
-    """Take a page, whole, once in each colour scheme."""
+def photograph_state(browser: webdriver.Chrome, url: str, state: str, outdir: Path) -> None:
+    """Take the page of a job in a state, trying others when one has moved on meanwhile."""
+    for _ in range(TRIES):
+        # The oldest of the list rests longest where it is.
+        for address in rows(browser, f"{url}/admin/jobs/job/?state={state}")[-1:]:
+            open_page(browser, address)
+            if browser.find_element("css selector", ".jobs-title").text.endswith(state):
+                return photograph(browser, outdir / f"job-{state}")
+    return print(f"no job stayed {state} for long enough")  # noqa: T201
+
+
+def photograph(browser: webdriver.Chrome, target: Path) -> None:
+    """Take the open page, whole, once in each colour scheme."""
     for scheme in SCHEMES:
         emulate(browser, scheme)
-        open_page(browser, address)
         size = browser.execute_cdp_cmd("Page.getLayoutMetrics", {})["cssContentSize"]
         clip = {"x": 0, "y": 0, "width": size["width"], "height": min(size["height"], 4000), "scale": 1}
         picture = browser.execute_cdp_cmd("Page.captureScreenshot", {"clip": clip, "captureBeyondViewport": True})
@@ -158,6 +172,8 @@ def emulate(browser: webdriver.Chrome, scheme: str) -> None:
         {"name": "prefers-reduced-motion", "value": "reduce"},
     ]
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+    # Colours that are still on their way would be neither of the one scheme nor of the other.
+    until(browser, lambda b: b.execute_script("return document.getAnimations().length") == 0, seconds=3)
 
 
 if __name__ == "__main__":

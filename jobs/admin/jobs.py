@@ -45,7 +45,7 @@ def cancellable(job: Job) -> bool:
 
 def hastenable(job: Job) -> bool:
     """Whether a job waits, so that it can be made due."""
-    return job.waiting
+    return job.waiting and job.due_at is not None
 
 
 RETRY = Verb(
