@@ -13,6 +13,7 @@ from celery import chain, chord, group
 from jobs.lifecycle import database_now
 from jobs.models import Job, Worker
 from jobs.states import State
+from project.servers import RedisServer
 from tests.children import Child
 from tests.platform import QUICK, Platform, Witness, fresh
 from tests.sample.tasks import add, collect, misbehave, note, patient, plain, total
@@ -29,6 +30,19 @@ def test_a_job_whose_pool_child_is_killed_is_retried_at_once(platform: Platform,
     assert time.monotonic() - killed < 2
     wait_until(lambda: fresh(job).state == State.COMPLETED)
     assert fresh(job).losses == 1
+
+
+def test_a_death_is_noticed_at_once_also_after_the_broker_was_away(
+    platform: Platform, broker: RedisServer, wait_until: WaitUntil
+) -> None:
+    broker.restart()
+    back = note.delay("back")
+    wait_until(lambda: fresh(back).state == State.COMPLETED, timeout=30)
+    for round_ in range(3):
+        job = misbehave.delay("hang", until=2, name=f"victim {round_}")
+        wait_until(lambda n=round_: f"start:victim {n}:1" in platform.witness.lines)
+        os.kill(wait_until(lambda job=job: fresh(job).pid), signal.SIGKILL)
+        wait_until(lambda n=round_: f"start:victim {n}:2" in platform.witness.lines, timeout=2)
 
 
 def test_a_job_that_always_kills_its_process_ends_as_a_dead_letter(platform: Platform, wait_until: WaitUntil) -> None:
