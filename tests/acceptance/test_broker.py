@@ -73,6 +73,7 @@ def test_enqueue_is_bounded_when_the_broker_accepts_and_never_answers(
     assert "broker" in fresh(jobs[0]).reason
 
 
+@pytest.mark.one_database
 def test_enqueue_is_bounded_when_a_broker_in_use_freezes(committed: None, broker: RedisServer) -> None:
     add.delay(1, 1)
     broker.freeze()
@@ -99,6 +100,7 @@ def test_waiting_jobs_complete_although_the_broker_is_flushed(
     )
 
 
+@pytest.mark.one_database
 def test_waiting_jobs_complete_although_the_broker_is_killed(
     platform: Platform, broker: RedisServer, wait_until: WaitUntil, tmp_path: Any
 ) -> None:
@@ -113,6 +115,7 @@ def test_waiting_jobs_complete_although_the_broker_is_killed(
     wait_until(lambda: all(fresh(job).state == State.COMPLETED for job in waiting), timeout=45)
 
 
+@pytest.mark.one_database
 def test_a_worker_survives_the_loss_of_its_broker_in_the_middle_of_a_job(
     platform: Platform, broker: RedisServer, wait_until: WaitUntil, tmp_path: Any
 ) -> None:

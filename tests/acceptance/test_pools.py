@@ -11,6 +11,8 @@ from jobs.states import State
 from tests.platform import Platform, fresh
 from tests.sample.tasks import add, chain_of, enlighten, misbehave, nap, obedient
 
+pytestmark = pytest.mark.one_database
+
 WaitUntil = Callable[..., Any]
 
 

@@ -14,7 +14,7 @@ from project.servers import RedisServer
 from tests.platform import Platform, fresh
 from tests.sample.tasks import add, misbehave, note, plain, untracked
 
-pytestmark = pytest.mark.django_db(transaction=True)
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.one_database]
 
 WaitUntil = Callable[..., Any]
 
