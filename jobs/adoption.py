@@ -29,10 +29,16 @@ def _adopt(task: Any, request: Any, job_id: UUID) -> None:
     options = {
         "task_id": str(job_id), "root_id": as_uuid(request.root_id), "parent_id": as_uuid(request.parent_id),
         "link": request.callbacks, "link_error": request.errbacks, "chain": request.chain,
-        "queue": (request.delivery_info or {}).get("routing_key"),
+        "queue": _queue(task, request),
     }  # fmt: skip
     given = {name: value for name, value in options.items() if value}
     intake.adopt(task.name, task, request.args, request.kwargs, given)
+
+
+def _queue(task: Any, request: Any) -> str | None:
+    """The queue that a message came by, where its routing key names one."""
+    key = (request.delivery_info or {}).get("routing_key")
+    return key if key in task.app.amqp.queues else None
 
 
 def as_uuid(value: Any) -> str:

@@ -40,13 +40,20 @@ class Completed:
 
 
 @dataclass(frozen=True, slots=True)
+class Recorded:
+    """The body's transaction has committed, with what became of the job in it."""
+
+    result: Any
+
+
+@dataclass(frozen=True, slots=True)
 class Raised:
     """The body raised."""
 
     error: BaseException
 
 
-Outcome = Completed | Raised
+Outcome = Completed | Recorded | Raised
 
 
 def perform(task: Any, job_id: UUID, worker: str) -> Any:
@@ -103,7 +110,7 @@ def run(task: Any, job: Job, says: Declaration) -> Outcome:
             args, kwargs = _arguments(says, upgraded)
             task.request.retries = job.attempt - 1
             with unshielded():
-                outcome: Outcome = Completed(_body(task, job, says, args, kwargs))
+                outcome = _body(task, job, says, args, kwargs)
         except BaseException as error:
             if isinstance(error, WorkerShutdown | WorkerTerminate):
                 _hand_back(job)
@@ -113,20 +120,25 @@ def run(task: Any, job: Job, says: Declaration) -> Outcome:
 
 
 def _arguments(says: Declaration, content: payload.Payload) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if says.typed:
+    if says.typed and not content.reports():
         return payload.restore(says.body, content, says.name)
     return errbacks.with_failures(content.args), content.kwargs
 
 
-def _body(task: Any, job: Job, says: Declaration, args: Any, kwargs: Any) -> Any:
+def _body(task: Any, job: Job, says: Declaration, args: Any, kwargs: Any) -> Outcome:
     if not says.transactional:
-        return task.run(*args, **kwargs)
+        return Completed(task.execute(*args, **kwargs))
     with transaction.atomic(using=lifecycle.alias()):
-        result = task.run(*args, **kwargs)
+        try:
+            result = task.execute(*args, **kwargs)
+        except Replaced as handed_over:
+            with shielded():
+                successors.replace(job, handed_over.signature)
+            return Recorded(handed_over)
         with shielded():
             # The fence: an attempt that was overtaken rolls everything back that it wrote.
             _complete(job, _encoded(result, job.task))
-    return result
+    return Recorded(result)
 
 
 def _told(error: BaseException, watched: heartbeat.Watched) -> BaseException:
@@ -142,20 +154,27 @@ def record(job: Job, outcome: Outcome, says: Declaration) -> Any:
     """Record an outcome, waiting for the database as long as it takes; raise what Celery must know."""
     try:
         if isinstance(outcome, Completed):
-            if not says.transactional:
-                encoded = _encoded(outcome.result, job.task)
-                patiently(lambda: _recorded(job, lambda: _complete(job, encoded)))
+            encoded = _encoded(outcome.result, job.task)
+            patiently(lambda: _recorded(job, lambda: _complete(job, encoded)))
             return outcome.result
-        if isinstance(outcome.error, Replaced):
+        if isinstance(outcome, Raised):
+            if not isinstance(outcome.error, Replaced):
+                return _record_error(job, outcome.error, says)
             signature = outcome.error.signature
             patiently(lambda: _recorded(job, lambda: successors.replace(job, signature)))
-            raise Ignore("replaced by another job")
-        error: BaseException = outcome.error
-    except PayloadError as refused:
-        error = refused
     except MoveRefused as late:
         raise Ignore(f"late: {late}") from None
-    return _record_error(job, error, says)
+    except (Ignore, Retry, JobFailed):
+        raise
+    except Exception as unrecordable:
+        if isinstance(outcome, Raised) and not isinstance(outcome.error, Replaced):
+            raise
+        # The body has run: its result is not JSON, or what follows it cannot be recorded. Running it again cannot help.
+        known = Failure(Kind.PERMANENT, "its outcome could not be recorded")
+        return _record_error(job, unrecordable, says, None if isinstance(unrecordable, PayloadError) else known)
+    if isinstance(outcome, Recorded) and not isinstance(outcome.result, Replaced):
+        return outcome.result
+    raise Ignore("replaced by another job")
 
 
 def _complete(job: Job, result: str | None) -> None:
@@ -169,8 +188,8 @@ def _complete(job: Job, result: str | None) -> None:
     successors.finish(job, State.COMPLETED, "", result=result, error_type="", error_message="", traceback="", **changes)
 
 
-def _record_error(job: Job, error: BaseException, says: Declaration) -> Any:
-    failure, changes = _failure(error, job, says)
+def _record_error(job: Job, error: BaseException, says: Declaration, known: Failure | None = None) -> Any:
+    failure, changes = (known, dict[str, Any]()) if known else _failure(error, job, says)
     report = Report.of(_original(error))
     try:
         decision = patiently(lambda: _recorded(job, lambda: conclusion.conclude(job, failure, report, **changes)[1]))
@@ -209,7 +228,8 @@ def _asked(error: Retry, job: Job, says: Declaration) -> tuple[Failure, dict[str
     if wanted.get("payload") is not None:
         changes["payload"] = payload.encode(payload.decode(wanted["payload"]))
     if wanted.get("max_attempts") is not None:
-        changes["max_attempts"] = max(int(wanted["max_attempts"]), 1)
+        # What was not counted as an attempt so far (snoozes, hand-backs) does not count now.
+        changes["max_attempts"] = max(int(wanted["max_attempts"]), 1) + job.snoozes
         job.max_attempts = changes["max_attempts"]
     return Failure(Kind.ASKED, "the task asked for it", wanted.get("delay")), changes
 
@@ -237,7 +257,7 @@ def _for_celery(error: BaseException, decision: Decision) -> BaseException:
 def _hand_back(job: Job) -> None:
     """The worker stops under our feet: give the job back at once, its attempt not consumed."""
     try:
-        lifecycle.move(job, State.PENDING, "handed back at shutdown", due_at=NOW, max_attempts=Plus(1))
+        lifecycle.move(job, State.PENDING, "handed back at shutdown", due_at=NOW, max_attempts=Plus(1), snoozes=Plus(1))
     except (MoveRefused, DatabaseError):
         return
 

@@ -11,12 +11,17 @@ from jobs import payload, publisher
 from jobs.conf import current as settings
 
 
-def kept(options: dict[str, Any], name: str) -> str:
-    """What follows the job, as JSON; empty when nothing does."""
-    follows = {
+def kept(options: dict[str, Any], name: str, *, held: bool = False) -> str:
+    """What follows the job, as JSON; empty when nothing does.
+
+    Of a job that is ``held`` for others, also what it was asked for beyond its payload: its key and its delay.
+    """
+    follows: dict[str, Any] = {
         "links": _listed(options.get("link")), "errors": _listed(options.get("link_error")),
         "chain": list(options.get("chain") or ()),
     }  # fmt: skip
+    if held:
+        follows["held"] = {name: options[name] for name in ("key", "countdown", "eta") if options.get(name) is not None}
     if not any(follows.values()):
         return ""
     return payload.limit(payload.to_json(follows), int(settings().CANVAS_LIMIT), f"the canvas of {name}")

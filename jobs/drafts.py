@@ -52,6 +52,8 @@ def declaration(name: str, task: Any) -> Declaration:
     """Read a task's declaration off the task; of an unknown task, the defaults."""
     if task is None:
         return Declaration(name)
+    if getattr(type(task), "adopted_class", False):
+        return _of_others(name, task)
     policy = getattr(task, "retry_policy", None) or DEFAULT_POLICY
     return Declaration(
         name=name, body=task.run, typed=getattr(task, "typed", False),
@@ -61,6 +63,15 @@ def declaration(name: str, task: Any) -> Declaration:
         idempotent=getattr(task, "idempotent", False), transactional=getattr(task, "transactional", False),
         retry_policy=policy, max_attempts=None if policy.max_attempts else _of_celery(task),
         time_limit=getattr(task, "time_limit", None), soft_time_limit=getattr(task, "soft_time_limit", None),
+    )  # fmt: skip
+
+
+def _of_others(name: str, task: Any) -> Declaration:
+    """What a task with a base class of somebody else says: its attributes of our names mean something else."""
+    return Declaration(
+        name, body=task.run, queue=getattr(task, "job_queue", None), priority=getattr(task, "job_priority", None),
+        max_attempts=_of_celery(task), time_limit=getattr(task, "time_limit", None),
+        soft_time_limit=getattr(task, "soft_time_limit", None),
     )  # fmt: skip
 
 
@@ -81,29 +92,35 @@ def _of_celery(task: Any) -> int | None:
     return None
 
 
-def draft(name: str, task: Any, args: Any, kwargs: Any, given: dict[str, Any], app_timezone: Any) -> Job:
-    """Build the row of one call.
+def draft(
+    name: str, task: Any, args: Any, kwargs: Any, given: dict[str, Any], app_timezone: Any, *, handed_on: bool = False
+) -> Job:
+    """Build the row of one call; ``handed_on`` by another job, it is told of no error that comes too late.
 
     Raises ``PayloadError``, ``KeyCannotBeMade`` or ``OptionError``; nothing is left behind.
     """
     options.check_names(name, given)
     says = declaration(name, task)
     job = _blank(says, given)
-    _time(job, given, app_timezone)
+    _time(job, given, app_timezone, late=handed_on)
     job.queue = _queue(given, says)
     job.delivery = _delivery(given)
-    fill(job, says, Payload(tuple(args or ()), dict(kwargs or {})), given.get("key"))
+    fill(job, says, Payload(tuple(args or ()), dict(kwargs or {})), given.get("key"), handed_on=handed_on)
     return job
 
 
-def fill(job: Job, says: Declaration, content: Payload, key: str | None = None) -> None:
-    """Put a payload into a draft: checked, coerced, encoded, and its key made, once all of it is known."""
-    if content.waits():
+def fill(job: Job, says: Declaration, content: Payload, key: str | None = None, *, handed_on: bool = False) -> None:
+    """Put a payload into a draft: checked, coerced, encoded, and its key made, once all of it is known.
+
+    What other jobs ``handed_on`` (the results of a chord) may be as large as a canvas.
+    """
+    if content.waits() or content.reports():
         job.payload = payload.encode(content)
         return
     if says.body is not None:
         content = (payload.coerce if says.typed else _fitting)(says.body, content, says.name)
-    job.payload = payload.limit(payload.encode(content), int(conf.current().PAYLOAD_LIMIT), says.name)
+    size = conf.current().CANVAS_LIMIT if handed_on else conf.current().PAYLOAD_LIMIT
+    job.payload = payload.limit(payload.encode(content), int(size), says.name)
     job.key = _key(says, content, key)
 
 
@@ -169,12 +186,15 @@ def _limit(name: str, given: dict[str, Any], declared: float | None) -> float | 
     return float(value)
 
 
-def _time(job: Job, given: dict[str, Any], app_timezone: Any) -> None:
+def _time(job: Job, given: dict[str, Any], app_timezone: Any, *, late: bool) -> None:
     due = options.due(given, app_timezone)
     due_in = due if isinstance(due, timedelta) else max(timedelta(0), due - timezone.now()) if due else timedelta(0)
     expires = options.expiry(given, due_in, app_timezone)
     if isinstance(expires, datetime) and expires <= timezone.now() + due_in:
-        raise OptionError(f"The job would expire at {expires.isoformat()}, before it is due.")
+        if late:
+            expires = timedelta(0)  # the step of a chain that expired before its turn is cancelled, not refused
+        else:
+            raise OptionError(f"The job would expire at {expires.isoformat()}, before it is due.")
     job.created_at = NOW  # type: ignore[assignment]
     job.due_at = _by_clock(due) or NOW  # type: ignore[assignment]
     job.expires_at = _by_clock(expires)

@@ -36,14 +36,17 @@ def enqueue(name: str, task: Any, args: Any, kwargs: Any, options: dict[str, Any
     _warn_of_foreign_transaction()
     says = drafts.declaration(name, task)
     try:
-        job = drafts.draft(name, task, args, kwargs, options, publisher.in_use().app.timezone)
+        late = successors.dispatching()
+        job = drafts.draft(name, task, args, kwargs, options, publisher.in_use().app.timezone, handed_on=late)
         job.queue = outbox.queue_of(job.queue, name, task, options)
         outbox.check_sendable(options, name)
-        job.canvas = canvas.kept(options, name)
+        job.canvas = canvas.kept(options, name, held=outbox.holding())
     except JobsError as error:
         if not successors.dispatching():
             raise
         return bury(name, args, kwargs, options, error)
+    if outbox.holding():
+        job.key = None  # it takes its key when its turn comes, or it could wait for those who wait for it
     job.followed = "task_id" in options and successors.awaited(job.pk)
     owner = outbox.record(job, says.key_scope)
     if owner == job.pk or "task_id" not in options:

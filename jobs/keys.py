@@ -27,6 +27,11 @@ def take(task: str, key: str, job_id: UUID, scope: KeyScope) -> UUID:
     return Key.objects.using(connection.alias).get(task=task, key=key).job_id
 
 
+def release(job_id: UUID) -> None:
+    """Let go of the keys that a job holds."""
+    Key.objects.using(lifecycle.alias()).filter(job_id=job_id).delete()
+
+
 def hand_over(task: str, key: str, owner: UUID) -> None:
     """Say that a held key is ``owner``'s: a job that outlived the period for which its key held."""
     Key.objects.using(lifecycle.alias()).filter(task=task, key=key).update(job_id=owner)

@@ -32,6 +32,10 @@ class Payload:
         """Whether a value is still to come from another job."""
         return any(_is_later(value) for value in self.args)
 
+    def reports(self) -> bool:
+        """Whether it tells an error callback of a job that failed."""
+        return any(isinstance(value, Mapping) and FAILED in value for value in self.args)
+
     def fulfilled(self, value: Any) -> Payload:
         """The same payload with the value that was waited for."""
         return Payload(tuple(value if _is_later(arg) else arg for arg in self.args), self.kwargs)

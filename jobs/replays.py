@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jobs import declared, drafts, lifecycle, outbox, payload
+from jobs import declared, drafts, lifecycle, outbox, payload, successors
 from jobs.errors import Refused
 from jobs.models import Job
 from jobs.payload import Payload
@@ -16,6 +16,8 @@ def repeat(original: Job, content: Payload | None = None) -> Job:
     """
     if original.state != State.FAILED:
         raise Refused(f"Job {original.pk} is {original.state}; only a failed job can be replayed.")
+    if original.follows_id is not None:
+        return _follow_again(original)
     says = drafts.declaration(original.task, declared.task(original.task))
     old = payload.decode(original.payload)
     wanted = old if content is None else content
@@ -29,3 +31,20 @@ def repeat(original: Job, content: Payload | None = None) -> Job:
     kept = lifecycle.seen(job.pk)
     assert kept is not None
     return kept
+
+
+def _follow_again(follower: Job) -> Job:
+    """Repeat a job that failed as the one which had its key: it follows the replay of that one, and never runs itself."""
+    owner = Job.objects.using(lifecycle.alias()).filter(pk=follower.follows_id).first()
+    line = (owner.origin_id or owner.pk) if owner is not None else follower.follows_id
+    newest = Job.objects.using(lifecycle.alias()).filter(origin_id=line).order_by("-created_at", "-id").first()
+    if newest is None or newest.state == State.FAILED:
+        raise Refused(
+            f"This job failed as {follower.follows_id}, which has its key. Replay that one first: this one follows it."
+        )
+    job = drafts.copy(follower, state=State.PENDING, due_at=None, follows_id=None)
+    lifecycle.insert(job)
+    kept = lifecycle.seen(job.pk)
+    assert kept is not None
+    successors.follow(kept, newest.pk)
+    return Job.objects.using(lifecycle.alias()).get(pk=job.pk)

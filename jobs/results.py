@@ -15,7 +15,6 @@ from django.apps import apps
 from jobs import control, errbacks, lifecycle, payload, successors
 from jobs.errors import Refused
 from jobs.models import Job
-from jobs.publisher import HEADER, UNTRACKED
 from jobs.states import CELERY_STATE, State
 
 
@@ -132,9 +131,12 @@ class JobBackend(BaseBackend):
         """Nothing is cached."""
 
     def _is_tracked(self, task_id: str, request: Any) -> bool:
-        # What Celery gives for an unknown task is no context and has no get().
-        if getattr(request, HEADER, None) not in (None, UNTRACKED):
-            return True
+        if request is not None:
+            header = request.get("mainstay")
+            if header is None and request.get("chord"):
+                return False  # a chord that began before we were installed: its own backend counts it
+            if header not in (None, {"tracked": False}):
+                return True
         return _job(task_id) is not None
 
     def _meta(self, job: Job) -> dict[str, Any]:

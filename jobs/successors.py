@@ -5,19 +5,21 @@ All of it happens in the transaction that records the outcome, so that a crash l
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from django.db import transaction
+from django.db import IntegrityError, transaction
+from django.db.models import F
 
-from jobs import canvas, declared, drafts, errbacks, keys, lifecycle, outbox, payload
+from jobs import canvas, declared, drafts, errbacks, keys, lifecycle, options, outbox, payload, publisher
 from jobs.context import correlated
 from jobs.errors import DependencyFailed, JobsError, MoveRefused
 from jobs.idempotency import WHILE_UNFINISHED
-from jobs.lifecycle import NOW
+from jobs.lifecycle import NOW, Clock
 from jobs.models import FanIn, Job
 from jobs.signals import job_failed, job_replayed
 from jobs.states import FINAL, State
@@ -53,7 +55,7 @@ def _settle(job: Job) -> None:
         _count(job.fanin_id, job.origin_id or job.pk, job.state == State.COMPLETED)
     if job.followed:
         for follower in _followers(job.pk):
-            settle_follower(follower, job)
+            _unless_moved(settle_follower, follower, job)
 
 
 def follow(job: Job, owner: UUID) -> None:
@@ -61,6 +63,9 @@ def follow(job: Job, owner: UUID) -> None:
     reason = f"follows {owner}"
     rows = Job.objects.using(lifecycle.alias())
     with transaction.atomic(using=lifecycle.alias()):
+        if owner == job.pk or rows.filter(pk=owner, follows_id=job.pk).exists():
+            finish(job, State.FAILED, f"it would wait for itself: {owner} follows it")
+            return
         job = lifecycle.move(job, State.PENDING, reason, follows_id=owner, due_at=None, waits_for_id=None)
         if rows.filter(pk=owner, finished_at__isnull=True).update(followed=True):
             return
@@ -77,11 +82,21 @@ def replace(job: Job, signature: Any) -> None:
     lineage = {"parent_id": str(job.pk), "root_id": str(job.root_id or job.pk)}
     owner = UUID(str(signature.freeze().id))
     with transaction.atomic(using=lifecycle.alias()):
-        lifecycle.move(job, State.PENDING, f"replaced by {owner}", follows_id=owner, due_at=None)
+        # It gives its key up, or a successor with the same key would wait for the job that waits for it.
+        lifecycle.move(job, State.PENDING, f"replaced by {owner}", follows_id=owner, due_at=None, key=None)
+        keys.release(job.pk)
         with _as_successor():
             signature.apply_async(**lineage)
+        _keep_key(job)
         rows = Job.objects.using(lifecycle.alias())
         rows.filter(pk=owner, finished_at__isnull=True).update(followed=True)
+
+
+def _keep_key(job: Job) -> None:
+    """Hold a replaced job's key for as long as its task says, unless its successor took it."""
+    scope = drafts.declaration(job.task, declared.task(job.task)).key_scope
+    if job.key is not None and scope is not WHILE_UNFINISHED:
+        keys.take(job.task, job.key, job.pk, scope)
 
 
 def settle_follower(follower: Job, job: Job) -> None:
@@ -108,16 +123,18 @@ def finish(job: Job, target: State, reason: str, **changes: Any) -> Job:
 def open_fanin(fanin_id: UUID, size: int, body: Any) -> None:
     """Begin a chord: its body is recorded from the start, held until the last member of the header settles."""
     with transaction.atomic(using=lifecycle.alias()):
+        # One more than there are, until all are inserted: members that settle at once must not end the chord early.
         FanIn.objects.using(lifecycle.alias()).create(
-            id=fanin_id, size=size, remaining=size, created_at=lifecycle.database_now()
+            id=fanin_id, size=size + 1, remaining=size + 1, created_at=lifecycle.database_now()
         )
         with outbox.held(fanin_id):
             body.apply_async(args=(payload.later(),))
 
 
 def resize_fanin(fanin_id: UUID, size: int) -> None:
-    """Correct the number of members, before any of them was sent."""
-    FanIn.objects.using(lifecycle.alias()).filter(pk=fanin_id, failed=[]).update(size=size, remaining=size)
+    """Correct the number of members, of which some may have settled as they were inserted."""
+    fanin = FanIn.objects.using(lifecycle.alias()).filter(pk=fanin_id)
+    fanin.update(remaining=F("remaining") + size - F("size"), size=size)
 
 
 def _dispatch(job: Job, follows: dict[str, Any]) -> None:
@@ -160,7 +177,7 @@ def _strand(job: Job, signature: Any) -> None:
     if options.get("chord") and options.get("group_id"):
         _count(UUID(str(options["group_id"])), UUID(str(end)), completed=False)
     for follower in _followers(UUID(str(end))):
-        settle_follower(follower, job)
+        _unless_moved(settle_follower, follower, job)
 
 
 def _count(fanin_id: UUID, member: UUID, completed: bool) -> None:
@@ -184,14 +201,20 @@ def _conclude_fanin(fanin: FanIn) -> None:
     if fanin.failed:
         for body in waiting:
             if body.state not in FINAL:
-                _fail_body(body, fanin)
+                _unless_moved(_fail_body, body, fanin)
         return
     results = _results(fanin)
     for body in waiting:
         if body.state == State.FAILED:
             body = _again(body)
         if body.state not in FINAL:
-            _release_body(body, results)
+            _unless_moved(_release_body, body, results)
+
+
+def _unless_moved(act: Callable[..., None], *args: Any) -> None:
+    """Do to another job what follows from this one; that it has been moved meanwhile must not undo this one."""
+    with suppress(MoveRefused), transaction.atomic(using=lifecycle.alias()):
+        act(*args)
 
 
 def _results(fanin: FanIn) -> list[Any]:
@@ -203,12 +226,11 @@ def _results(fanin: FanIn) -> list[Any]:
 def _release_body(body: Job, results: list[Any]) -> None:
     try:
         fulfil(body, results)
-    except MoveRefused:
-        return
     except JobsError as error:
         finish(
             body, State.FAILED, "its payload does not fit", error_message=str(error),
             error_type=f"{type(error).__module__}.{type(error).__qualname__}",
+            payload=payload.encode(payload.decode(body.payload).fulfilled(results)),
         )  # fmt: skip
 
 
@@ -239,25 +261,32 @@ def _again(body: Job) -> Job:
 
 
 def fulfil(job: Job, value: Any) -> None:
-    """Give a held job the value that it waited for, and let it go.
+    """Give a held job the value that it waited for, and let it go: now, or after the delay that it was given.
 
     Raises a ``JobsError`` when the payload does not fit its task.
     """
     says = drafts.declaration(job.task, declared.task(job.task))
-    drafts.fill(job, says, payload.decode(job.payload).fulfilled(value), job.key)
+    asked = payload.from_json(job.canvas).get("held", {}) if job.canvas else {}
+    drafts.fill(job, says, payload.decode(job.payload).fulfilled(value), asked.get("key"), handed_on=True)
     owner = _owner(job, says)
-    if owner is not None:
-        follow(job, owner)
+    if owner is None:
+        try:
+            with transaction.atomic(using=lifecycle.alias()):
+                return _let_go(job, options.due(asked, publisher.in_use().app.timezone))
+        except IntegrityError:  # somebody took the key between our look and our move, or outlived its period
+            owner = _unfinished_owner(job)
+    if owner is None:
+        raise MoveRefused(f"The key of job {job.pk} changed hands.")
+    follow(job, owner)
+
+
+def _let_go(job: Job, due: timedelta | datetime | None) -> None:
+    changes: dict[str, Any] = {"payload": job.payload, "key": job.key}
+    if due is not None:
+        due_at = Clock(due) if isinstance(due, timedelta) else due
+        lifecycle.move(job, State.PENDING, "scheduled", due_at=due_at, **changes)
         return
-    changes: dict[str, Any] = {
-        "payload": job.payload,
-        "key": job.key,
-        "due_at": NOW,
-        "sent_at": NOW,
-        "sends": 1,
-    }
-    reserved = lifecycle.move(job, State.RESERVED, **changes)
-    outbox.send_on_commit([reserved])
+    outbox.send_on_commit([lifecycle.move(job, State.RESERVED, due_at=NOW, sent_at=NOW, sends=1, **changes)])
 
 
 def _owner(job: Job, says: drafts.Declaration) -> UUID | None:
@@ -267,6 +296,10 @@ def _owner(job: Job, says: drafts.Declaration) -> UUID | None:
     if says.key_scope is not WHILE_UNFINISHED:
         owner = keys.take(job.task, job.key, job.pk, says.key_scope)
         return None if owner == job.pk else owner
+    return _unfinished_owner(job)
+
+
+def _unfinished_owner(job: Job) -> UUID | None:
     rows = Job.objects.using(lifecycle.alias()).filter(task=job.task, key=job.key, finished_at__isnull=True)
     return rows.exclude(pk=job.pk).values_list("pk", flat=True).first()
 
