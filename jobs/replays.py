@@ -34,14 +34,14 @@ def repeat(original: Job, content: Payload | None = None) -> Job:
 
 
 def _follow_again(follower: Job) -> Job:
-    """Repeat a job that failed as the one which had its key: it follows the replay of that one, and never runs itself."""
-    owner = Job.objects.using(lifecycle.alias()).filter(pk=follower.follows_id).first()
-    line = (owner.origin_id or owner.pk) if owner is not None else follower.follows_id
+    """Repeat a job that failed as the one which had its key: it follows the replay of that one."""
+    had_key = follower.follows_id
+    assert had_key is not None
+    owner = Job.objects.using(lifecycle.alias()).filter(pk=had_key).first()
+    line = (owner.origin_id or owner.pk) if owner is not None else had_key
     newest = Job.objects.using(lifecycle.alias()).filter(origin_id=line).order_by("-created_at", "-id").first()
     if newest is None or newest.state == State.FAILED:
-        raise Refused(
-            f"This job failed as {follower.follows_id}, which has its key. Replay that one first: this one follows it."
-        )
+        raise Refused(f"This job failed as {had_key}, which has its key. Replay that one first: this one follows it.")
     job = drafts.copy(follower, state=State.PENDING, due_at=None, follows_id=None)
     lifecycle.insert(job)
     kept = lifecycle.seen(job.pk)

@@ -272,7 +272,8 @@ def fulfil(job: Job, value: Any) -> None:
     if owner is None:
         try:
             with transaction.atomic(using=lifecycle.alias()):
-                return _let_go(job, options.due(asked, publisher.in_use().app.timezone))
+                _let_go(job, options.due(asked, publisher.in_use().app.timezone))
+            return
         except IntegrityError:  # somebody took the key between our look and our move, or outlived its period
             owner = _unfinished_owner(job)
     if owner is None:
