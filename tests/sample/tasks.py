@@ -375,3 +375,73 @@ class EnrolSlowly(TransactionalTask):
 def chain_of(length: int) -> Any:
     """A chain that counts to its length and one."""
     return chain(add.s(1, 1), *(add.s(1) for _ in range(length - 1)))
+
+
+# --- Bodies that call, replace or report in unusual ways -----------------------------------------------
+
+
+@shared_task
+def walk(depth: int) -> int:
+    """Calls its own task, as recursive code does."""
+    return depth if depth == 0 else int(walk(depth - 1)) + 1
+
+
+class Localized(CeleryTask):  # type: ignore[type-arg]
+    """A base class of a project, with a ``__call__`` of its own and an attribute that is called as ours is."""
+
+    abstract = True
+    key = "not ours"
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        witness("localized")
+        return super().__call__(*args, **kwargs)
+
+
+@shared_task(base=Localized)
+def localized(a: int) -> int:
+    witness(f"body:{a}")
+    return a
+
+
+@task(bind=True)
+def replaced_by_chain_into_group(self: Any) -> Any:
+    return self.replace(add.s(1, 1) | group(add.s(1), add.s(2)))
+
+
+class Page(IdempotentTask):
+    """Replaces itself by the next page, under the same key."""
+
+    key = "pages:{book}"
+
+    def run(self, book: int, page: int = 1) -> int:
+        witness(f"page:{book}:{page}")
+        return self.replace(Page.s(book, page + 1)) if page < 3 else page
+
+
+class Deliver(TransactionalTask):
+    """Writes a row and hands over."""
+
+    def run(self, name: str) -> Any:
+        Group.objects.create(name=name)
+        return self.replace(add.s(2, 2))
+
+
+@task
+def on_typed_error(request: Any, exc: Any, traceback: str) -> None:
+    """An error callback of ours, in Celery's newer form."""
+    witness(f"on_typed_error:{request.id}:{type(exc).__name__}")
+
+
+@shared_task(bind=True)
+def snoozes_then_retries(self: Any) -> None:
+    """Snoozes three times, then asks for two more attempts."""
+    if len(self.app.mainstay_tries) < 3:
+        self.app.mainstay_tries.append("snooze")
+        raise Snooze(0)
+    self.app.mainstay_tries.append("retry")
+    raise self.retry(exc=RuntimeError("again"), countdown=0, max_retries=2)
+
+
+@task
+def wide(number: int) -> str:
+    return f"{number:0200d}"
