@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import logging
 import os
+import reprlib
 import signal
 import threading
 import time
@@ -17,9 +19,9 @@ from uuid import UUID
 
 from django.db import Error
 
-from jobs import lifecycle
+from jobs import lifecycle, payload
 from jobs.conf import current as settings
-from jobs.errors import JobCancelled, LeaseLost
+from jobs.errors import JobCancelled, LeaseLost, PayloadError
 from jobs.lifecycle import Clock
 from jobs.models import Job
 from jobs.states import State
@@ -48,6 +50,50 @@ class Watched:
         """Whether it ran longer than its time limit, which only the prefork pool enforces."""
         limit = self.job.time_limit
         return limit is not None and time.monotonic() - self.started > limit + 1.0
+
+    def tell(self, progress: dict[str, Any]) -> None:
+        """Keep how far the body is. Raises ``PayloadError`` when that is not JSON."""
+        self.progress = plain(progress)
+
+    def tell_state(self, state: Any, meta: Any) -> None:
+        """Keep a custom state of Celery's; what is not JSON is shown as it would be printed."""
+        try:
+            self.tell({"celery_state": state, "meta": meta})
+        except PayloadError:
+            self.tell({"celery_state": str(state), "meta": _printed.repr(meta)})
+
+
+_printed = reprlib.Repr()
+_printed.maxdict = _printed.maxlist = _printed.maxtuple = 20
+_printed.maxstring = _printed.maxother = 200
+
+
+def plain(value: Any) -> Any:
+    """A copy in JSON's own types that every database can keep: times, decimals, UUIDs and bytes become text.
+
+    Raises ``PayloadError`` for what is not JSON.
+    """
+    try:
+        return _storable(json.loads(payload.to_json(value), object_hook=_as_text))
+    except RecursionError:
+        raise PayloadError("This is not JSON: it is nested too deeply.") from None
+
+
+def _as_text(found: dict[str, Any]) -> Any:
+    """What kombu's JSON wraps together with its type, as its text alone."""
+    if found.keys() != {"__type__", "__value__"}:
+        return found
+    value = found["__value__"]
+    return value.get("hex", value) if isinstance(value, dict) else value
+
+
+def _storable(value: Any) -> Any:
+    """The value without the characters that PostgreSQL refuses."""
+    if isinstance(value, str):
+        return value.replace("\x00", "\ufffd").encode(errors="replace").decode()
+    if isinstance(value, dict):
+        return {_storable(name): _storable(item) for name, item in value.items()}
+    return [_storable(item) for item in value] if isinstance(value, list) else value
 
 
 _watched: dict[UUID, Watched] = {}

@@ -103,22 +103,22 @@ class Tracked(DjangoTask[..., Any]):
     def update_state(
         self, task_id: str | None = None, state: str | None = None, meta: Any = None, **kwargs: Any
     ) -> None:
-        """Celery's custom states, kept as the progress of the job."""
+        """Celery's custom states, kept as the progress of the job; what is not JSON is kept as it would be printed."""
         watched = self._watched()
         if watched is None or task_id not in (None, self.request.id):
             super().update_state(task_id=task_id, state=state, meta=meta, **kwargs)
         else:
-            watched.progress = {"celery_state": state, "meta": meta}
+            watched.tell_state(state, meta)
 
     def progress(self, done: float, total: float | None = None, unit: str = "", message: str = "") -> None:
         """Say how far the body is, in its own units; written about once a second.
 
-        Raises ``JobCancelled`` or ``LeaseLost`` when the body is to stop.
+        Raises ``JobCancelled`` or ``LeaseLost`` when the body is to stop, ``PayloadError`` for what is not JSON.
         """
         self.check_cancelled()
         watched = self._watched()
         if watched is not None:
-            watched.progress = {"done": done, "total": total, "unit": unit, "message": message}
+            watched.tell({"done": done, "total": total, "unit": unit, "message": message})
 
     def check_cancelled(self) -> None:
         """Raise ``JobCancelled`` when somebody asked this job to stop (noticed within about a second)."""
