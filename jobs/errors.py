@@ -41,6 +41,10 @@ class BrokerUnavailable(JobsError):
     """The broker could not be reached, or did not answer in time."""
 
 
+class Unsendable(JobsError):
+    """A job that cannot be made into a message, however well the broker is; the cause says why."""
+
+
 class TransientError(Exception):
     """Raised by a body: try again later."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import timedelta
@@ -14,13 +14,15 @@ from kombu import compression
 
 from jobs import keys, lifecycle, publisher
 from jobs.conf import current as settings
-from jobs.errors import BrokerUnavailable, OptionError
+from jobs.errors import BrokerUnavailable, OptionError, Unsendable
 from jobs.idempotency import WHILE_UNFINISHED, KeyScope
 from jobs.lifecycle import NOW, Clock
 from jobs.models import Job
 from jobs.states import State
 
 UNREACHABLE = "the broker could not be reached"
+# How often a job is tried that cannot be made into a message: once fails for a process that is being deployed.
+TRIES = 5
 
 _held_for: ContextVar[UUID | None] = ContextVar("mainstay_held_for", default=None)
 
@@ -103,21 +105,42 @@ def send_on_commit(jobs: Sequence[Job]) -> None:
     transaction.on_commit(lambda: send(jobs) and None, using=lifecycle.alias(), robust=True)
 
 
-def send(jobs: Sequence[Job]) -> int:
+def send(jobs: Sequence[Job], give_up: Callable[[Job], Any] | None = None) -> int:
     """Hand reserved jobs to the broker; return how many went. The others are pending again.
 
     A failure may be ambiguous; a spare message is harmless, because the claim refuses it.
+    A job that cannot be made into a message waits alone; ``give_up`` is called with one that was tried too often.
     """
     if publisher.in_use().paused:
         take_back(jobs, UNREACHABLE)
         return 0
-    for sent, job in enumerate(jobs):
+    sent = 0
+    for tried, job in enumerate(jobs):
         try:
             publisher.in_use().publish(job)
+            sent += 1
         except BrokerUnavailable as error:
-            take_back(jobs[sent:], f"{UNREACHABLE}: {error}")
-            return sent
-    return len(jobs)
+            take_back(jobs[tried:], f"{UNREACHABLE}: {error}")
+            break
+        except Unsendable as error:
+            _put_off(job, error, give_up)
+    return sent
+
+
+def _put_off(job: Job, error: Unsendable, give_up: Callable[[Job], Any] | None) -> None:
+    """Let an unsendable job wait, longer each time, with the error where a person sees it."""
+    cause = type(error.__cause__ or error)
+    changes = {
+        "due_at": Clock(timedelta(seconds=4 ** (min(job.sends, TRIES) - 1))), "error_message": str(error),
+        "error_type": f"{cause.__module__}.{cause.__qualname__}".removeprefix("builtins.")[:255], "traceback": "",
+    }  # fmt: skip
+
+    def put_off() -> None:
+        waiting = lifecycle.move(job, State.PENDING, f"cannot be sent: {error}", **changes)
+        if give_up is not None and job.sends >= TRIES:
+            give_up(waiting)
+
+    lifecycle.tried(job, put_off)
 
 
 def take_back(jobs: Sequence[Job], reason: str) -> None:
@@ -135,11 +158,11 @@ def take_back(jobs: Sequence[Job], reason: str) -> None:
     )
 
 
-def release(limit: int | None = None) -> int:
+def release(limit: int | None = None, give_up: Callable[[Job], Any] | None = None) -> int:
     """Hand up to ``limit`` due jobs to the broker, most urgent first; return how many went."""
     if publisher.in_use().paused:
         return 0
-    return send(lifecycle.reserve_due(limit or int(settings().RELEASE_BATCH)))
+    return send(lifecycle.reserve_due(limit or int(settings().RELEASE_BATCH)), give_up)
 
 
 def check_sendable(options: dict[str, Any], name: str) -> None:

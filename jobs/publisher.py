@@ -9,10 +9,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from amqp.exceptions import ChannelError
+from amqp.exceptions import ChannelError, NotFound, PreconditionFailed
+from kombu.exceptions import OperationalError
 
 from jobs import conf, payload
-from jobs.errors import BrokerUnavailable, OptionError
+from jobs.errors import BrokerUnavailable, OptionError, Unsendable
 from jobs.states import Priority
 
 if TYPE_CHECKING:
@@ -24,6 +25,10 @@ UNTRACKED = {"tracked": False}
 # Ours count down to 0 as the most urgent; brokers disagree: 0 on Redis, 9 on RabbitMQ.
 _REDIS = {Priority.CRITICAL: 0, Priority.HIGH: 3, Priority.NORMAL: 6, Priority.LOW: 9}
 _AMQP = {Priority.CRITICAL: 9, Priority.HIGH: 6, Priority.NORMAL: 3, Priority.LOW: 0}
+
+# What transports count among the broker's failures for the sake of their consumers. To a sender an unknown queue
+# (a KeyError), and a queue or an exchange that RabbitMQ has not, or has otherwise, are faults of the one message.
+_OF_THE_MESSAGE = (LookupError, NotFound, PreconditionFailed)
 
 
 class Publisher:
@@ -44,18 +49,13 @@ class Publisher:
         """Send one message.
 
         Raises ``BrokerUnavailable`` after about ``SEND_TIMEOUT`` seconds, and is ``paused`` for ``SEND_PAUSE``.
+        Raises ``Unsendable`` when the fault is this job's own; others can be sent.
         """
-        started = time.monotonic()
-        fresh = self._producer_here() is None
         try:
-            self._send(job)
-        except Exception as error:
-            self.forget()
-            # A kept connection may simply have gone stale: then a new one succeeds at once.
-            stale = not fresh and time.monotonic() - started < conf.current().SEND_TIMEOUT / 2
-            if not stale or not self._sent_afresh(job):
-                self._paused_until = time.monotonic() + conf.current().SEND_PAUSE
-                raise BrokerUnavailable(f"{type(error).__name__}: {error}") from error
+            self._send_fresh_or_kept(job)
+        except BrokerUnavailable:
+            self._paused_until = time.monotonic() + conf.current().SEND_PAUSE
+            raise
 
     def depth(self, queue: str) -> int:
         """How many messages wait in a queue, of all priorities. Raises ``BrokerUnavailable``."""
@@ -68,10 +68,10 @@ class Publisher:
                 self.forget()  # RabbitMQ has closed the channel
             if error.code == 404 or "NOT_FOUND" in str(error):
                 return 0  # Redis keeps no empty list; on RabbitMQ the queue itself is gone
-            raise BrokerUnavailable(f"{type(error).__name__}: {error}") from error
+            raise BrokerUnavailable(_sentence(error)) from error
         except Exception as error:
             self.forget()
-            raise BrokerUnavailable(f"{type(error).__name__}: {error}") from error
+            raise BrokerUnavailable(_sentence(error)) from error
 
     def forget(self) -> None:
         """Drop this thread's connection; the next message opens a new one."""
@@ -80,15 +80,39 @@ class Publisher:
             with suppress(Exception):  # it is being thrown away because it is broken
                 producer.connection.collapse() if hasattr(producer.connection, "collapse") else producer.close()
 
-    def _sent_afresh(self, job: Job) -> bool:
+    def _send_fresh_or_kept(self, job: Job) -> None:
+        started, kept = time.monotonic(), self._producer_here() is not None
         try:
             self._send(job)
-        except Exception:
-            self.forget()
-            return False
-        return True
+        except (BrokerUnavailable, Unsendable):
+            # A kept connection may simply have gone stale: then a new one succeeds at once.
+            if not kept or time.monotonic() - started >= conf.current().SEND_TIMEOUT / 2:
+                raise
+            self._send(job)
 
     def _send(self, job: Job) -> None:
+        """Try once, and keep no connection on which anything failed."""
+        producer = self._reached()
+        try:
+            self._send_task(**self._message(job), producer=producer)
+        except Exception as raised:
+            error = _unwrapped(raised)
+            unavailable = isinstance(error, _failures_of(producer)) and not isinstance(error, _OF_THE_MESSAGE)
+            self.forget()
+            raise (BrokerUnavailable if unavailable else Unsendable)(_sentence(error)) from error
+
+    def _reached(self) -> Any:
+        """A producer that is connected: whatever fails before there is a message is no fault of the message."""
+        try:
+            producer = self._producer()
+            producer.channel  # noqa: B018  (connects)
+            return producer
+        except Exception as error:
+            self.forget()
+            raise BrokerUnavailable(_sentence(error)) from error
+
+    def _message(self, job: Job) -> dict[str, Any]:
+        """What ``send_task`` is to be given."""
         content = payload.decode(job.payload)
         carried = payload.from_json(job.delivery) if job.delivery else {}
         headers = {
@@ -97,13 +121,13 @@ class Publisher:
         }
         if not carried.get("exchange"):
             carried["queue"] = job.queue
-        self._send_task(
-            job.task, list(content.args), content.kwargs, task_id=str(job.pk), producer=self._producer(),
-            headers=headers, priority=self._priority(job.priority), root_id=_text(job.root_id),
-            parent_id=_text(job.parent_id), group_id=_text(job.group_id),
-            group_index=job.group_index, time_limit=job.time_limit,
-            soft_time_limit=job.soft_time_limit, ignore_result=True, add_to_parent=False, retry=False, **carried,
-        )  # fmt: skip
+        return {
+            **carried, "name": job.task, "args": list(content.args), "kwargs": content.kwargs, "task_id": str(job.pk),
+            "headers": headers, "priority": self._priority(job.priority), "root_id": _text(job.root_id),
+            "parent_id": _text(job.parent_id), "group_id": _text(job.group_id), "group_index": job.group_index,
+            "time_limit": job.time_limit, "soft_time_limit": job.soft_time_limit,
+            "ignore_result": True, "add_to_parent": False, "retry": False,
+        }  # fmt: skip
 
     def _producer(self) -> Any:
         producer = self._producer_here()
@@ -148,6 +172,23 @@ def in_use() -> Publisher:
             "from jobs.celery import install; install(app)."
         )
     return _in_use
+
+
+def _failures_of(producer: Any) -> tuple[type[Exception], ...]:
+    """The errors by which a transport says that the broker failed."""
+    connection = producer.connection
+    return (OperationalError, OSError, *connection.connection_errors, *connection.channel_errors)
+
+
+def _unwrapped(error: Exception) -> Exception:
+    """What kombu calls an ``OperationalError`` may be any of the errors that a transport lists."""
+    cause = error.__cause__ if isinstance(error, OperationalError) else None
+    return cause if isinstance(cause, Exception) else error
+
+
+def _sentence(error: Exception) -> str:
+    """An error in one line that every database can keep."""
+    return "".join(c if c.isprintable() else " " for c in f"{type(error).__name__}: {error}")
 
 
 def _text(value: Any) -> str | None:

@@ -1,4 +1,7 @@
-"""Finding lost messages: reserved jobs whose message is in no queue and with no live worker are sent again."""
+"""Sending again what was lost: reserved jobs whose message is in no queue and with no live worker.
+
+What can never be sent, or is sent and never claimed, becomes a dead letter here.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,22 @@ from datetime import datetime, timedelta
 
 from django.db.models import Min
 
-from jobs import conclusion, lifecycle, publisher, successors
+from jobs import conclusion, lifecycle, outbox, publisher, successors
 from jobs.conf import current as settings
 from jobs.errors import BrokerUnavailable
 from jobs.lifecycle import Clock
 from jobs.models import Job, Worker
 from jobs.states import State
+
+
+def release(limit: int | None = None) -> int:
+    """Hand up to ``limit`` due jobs to the broker; bury those that cannot be sent, however often it is tried."""
+    return outbox.release(limit, give_up=_unsendable)
+
+
+def _unsendable(job: Job) -> None:
+    """End a job with the reason and the error that the last try left on it."""
+    successors.finish(job, State.FAILED, job.reason)
 
 
 @dataclass(slots=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from uuid import UUID
 
-from jobs import conclusion, control, lifecycle, outbox, publisher, successors
+from jobs import conclusion, control, lifecycle, publisher, reconcile, successors
 from jobs.conclusion import Report
 from jobs.conf import current as settings
 from jobs.errors import Refused, WorkerLost
@@ -42,7 +42,7 @@ def requeue_stuck(*, by: str, reason: str = "") -> Requeued:
     rescued = _until_none(rescue)
     # Asked first, because the reconciler and the release keep quiet when the broker does.
     publisher.in_use().depth(publisher.in_use().app.conf.task_default_queue)
-    return Requeued(rescued, _find_lost(), _until_none(outbox.release))
+    return Requeued(rescued, _find_lost(), _until_none(reconcile.release))
 
 
 def _until_none(act: Callable[[], int]) -> int:
