@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -147,24 +148,49 @@ def _beat_for_ever() -> None:
     while True:
         _work.wait()
         time.sleep(BEAT)
-        with _lock:
-            entries = [e for e in _watched.values() if time.monotonic() - e.started >= BEAT]
-            if not _watched:
-                _work.clear()
-        if entries:
-            _beat(entries)
+        try:
+            _beat(_long_bodies())
+            if not _work.is_set():
+                lifecycle.database().close()
+        except Exception:
+            logger.exception("A round of the heartbeat failed.")
+
+
+def _long_bodies() -> list[Watched]:
+    """The bodies that run long enough to be looked after; where none runs at all, the next one wakes us."""
+    with _lock:
+        if not _watched:
+            _work.clear()
+        return [entry for entry in _watched.values() if time.monotonic() - entry.started >= BEAT]
 
 
 def _beat(entries: list[Watched]) -> None:
+    """One round; what fails for one body, or all of it, is tried again in the next."""
+    if not entries:
+        return
+    acts: list[Callable[[], None]] = [partial(_look, entries)]
+    acts += [partial(_renew, entry) for entry in entries]
+    acts += [partial(_write_progress, entry) for entry in entries]
     try:
-        _look(entries)
-        for entry in entries:
-            _renew(entry)
+        for act in acts:
+            lifecycle.database().ensure_connection()
+            _try(act)
     except Error as error:
         logger.warning("The heartbeat could not reach the database: %s", error)
         lifecycle.database().close()
     for entry in entries:
         _stop_in_time(entry)
+
+
+def _try(act: Callable[[], None]) -> None:
+    """Do an act; one that fails must not keep the other bodies from their leases."""
+    try:
+        act()
+    except Error as error:
+        logger.warning("The database refused the heartbeat: %s", error)
+        lifecycle.database().close()
+    except Exception:
+        logger.exception("The heartbeat failed for a body.")
 
 
 def _look(entries: list[Watched]) -> None:
@@ -183,17 +209,18 @@ def _look(entries: list[Watched]) -> None:
 
 
 def _renew(entry: Watched) -> None:
-    progress = entry.progress
-    due = time.monotonic() - entry.renewed >= settings().HEARTBEAT and not entry.past_limit
-    if progress is entry.written and not due:
-        return
-    changes: dict[str, Any] = {} if progress is entry.written else {"progress": progress}
-    if due:
-        changes["lease_until"] = Clock(timedelta(seconds=settings().LEASE))
     before = time.monotonic()
-    if lifecycle.amend(entry.job, **changes):
+    if before - entry.renewed < settings().HEARTBEAT or entry.past_limit:
+        return
+    if lifecycle.amend(entry.job, lease_until=Clock(timedelta(seconds=settings().LEASE))):
+        entry.renewed = before
+
+
+def _write_progress(entry: Watched) -> None:
+    """Write what is new; apart from the lease, which it must not put at risk."""
+    progress = entry.progress
+    if progress is not entry.written and lifecycle.amend(entry.job, progress=progress):
         entry.written = progress
-        entry.renewed = before if due else entry.renewed
 
 
 def _stop_in_time(entry: Watched) -> None:

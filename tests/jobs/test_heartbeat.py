@@ -1,17 +1,20 @@
 """The heartbeat keeps what a body says of itself, renews its lease whatever happens, and stops it in time."""
 
+import time
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
 import pytest
+from django.db import connection
 
 from jobs import heartbeat
 from jobs.errors import PayloadError
 from jobs.models import Job
 from jobs.states import State
-from tests.platform import attempt, fresh
+from tests.platform import attempt, fresh, running
 from tests.sample import tasks as sample
 
 pytestmark = pytest.mark.django_db
@@ -20,6 +23,31 @@ NOON = datetime(2030, 5, 1, 12, tzinfo=UTC)
 DEEP: list[Any] = []
 for _ in range(700):
     DEEP = [DEEP]
+
+
+WaitUntil = Callable[..., Any]
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch, settings: Any, committed: None, sent: list[str]) -> Iterator[None]:
+    """A heartbeat of this process with short times, which leaves no connection open."""
+    monkeypatch.setattr(heartbeat, "BEAT", 0.05)
+    settings.JOBS = {"LEASE": 3, "HEARTBEAT": 0.1}
+    yield
+    if connection.vendor == "postgresql":
+        others_are_gone()
+
+
+def others_are_gone() -> None:
+    """Wait until no other connection to the test database is left: it could not be dropped."""
+    others = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    for _ in range(200):
+        with connection.cursor() as cursor:
+            cursor.execute(others)
+            if cursor.fetchone() == (0,):
+                return
+        time.sleep(0.05)
+    raise AssertionError("the heartbeat keeps its connection")
 
 
 def told(monkeypatch: pytest.MonkeyPatch, say: Any) -> Job:
@@ -80,3 +108,70 @@ def test_what_was_said_does_not_change_with_the_bodys_own_value() -> None:
     entry.tell(counts)
     counts["done"] = 2
     assert entry.progress == {"done": 1}
+
+
+# --- Rounds that fail -------------------------------------------------------------------------------
+
+
+def renewals_of(job: Job) -> Callable[[], bool]:
+    """Whether the lease of a job was renewed twice since now."""
+    seen = {job.lease_until}
+
+    def renewed() -> bool:
+        seen.add(fresh(job).lease_until)
+        return len(seen) > 2
+
+    return renewed
+
+
+def test_a_lease_is_renewed_while_its_body_runs(quick: None, wait_until: WaitUntil) -> None:
+    job = running(sample.add.delay(1, 2).id)
+    with heartbeat.watching(job):
+        wait_until(renewals_of(job))
+
+
+def test_progress_that_cannot_be_written_does_not_keep_the_lease_from_being_renewed(
+    quick: None, wait_until: WaitUntil
+) -> None:
+    job = running(sample.add.delay(1, 2).id)
+    with heartbeat.watching(job) as entry:
+        entry.progress = {"at": NOON}
+        wait_until(renewals_of(job))
+        entry.tell({"done": 1})
+        wait_until(lambda: fresh(job).progress == {"done": 1})
+
+
+@pytest.mark.parametrize("act", ["_beat", "_look"])
+def test_a_round_that_fails_is_followed_by_the_next(
+    quick: None, wait_until: WaitUntil, monkeypatch: pytest.MonkeyPatch, act: str
+) -> None:
+    failures: list[str] = []
+    original = getattr(heartbeat, act)
+
+    def fail_twice(*args: Any) -> None:
+        if len(failures) < 2:
+            failures.append(act)
+            raise RuntimeError(act)
+        original(*args)
+
+    monkeypatch.setattr(heartbeat, act, fail_twice)
+    job = running(sample.add.delay(1, 2).id)
+    with heartbeat.watching(job):
+        wait_until(renewals_of(job))
+    assert failures == [act] * 2
+
+
+def test_a_body_that_cannot_be_renewed_costs_the_others_nothing(
+    quick: None, wait_until: WaitUntil, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad, good = (running(sample.add.delay(1, n).id) for n in range(2))
+    original = heartbeat._renew
+
+    def renew(entry: heartbeat.Watched) -> None:
+        if entry.job.pk == bad.pk:
+            raise RuntimeError("bad")
+        original(entry)
+
+    monkeypatch.setattr(heartbeat, "_renew", renew)
+    with heartbeat.watching(bad), heartbeat.watching(good):
+        wait_until(renewals_of(good))
