@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
-from django.db import DatabaseError, connections, models, router, transaction
+from django.db import InterfaceError, OperationalError, connections, models, router, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models.expressions import Col
 
@@ -151,12 +151,15 @@ def announce(event: str, job: Job, **details: Any) -> None:
 
 
 def tried(job: Job, act: Callable[[], Any]) -> bool:
-    """Do an act on one job of many; False when the job has moved, or the act failed: the other jobs go on."""
+    """Do an act on one job of many; False when the job has moved, or the act failed: the other jobs go on.
+
+    Raises what says that the database itself is away or busy: the other jobs would fare no better.
+    """
     try:
         act()
     except MoveRefused:
         return False
-    except DatabaseError:
+    except (OperationalError, InterfaceError):
         raise
     except Exception:
         logger.exception("Job %s could not be moved on; it is tried again later.", job.pk)

@@ -3,10 +3,12 @@
 from datetime import timedelta
 
 import pytest
+from django.db import IntegrityError, OperationalError
 
 from dlq.models import DeadLetter
-from jobs import conf, lifecycle, rescue
+from jobs import conclusion, conf, lifecycle, rescue
 from jobs.models import Attempt, Job
+from jobs.signals import job_failed
 from jobs.states import State
 from tests.platform import attempt, drain, fresh, hurry, running
 from tests.sample.tasks import Enrol, add, hard_limited
@@ -26,6 +28,37 @@ def test_a_job_whose_lease_holds_is_left_alone() -> None:
     job = running(add.delay(1, 2).id, lease=20)
     assert rescue.rescue() == 0
     assert fresh(job).state == State.RUNNING
+
+
+def test_a_job_that_cannot_be_recorded_holds_up_none_behind_it() -> None:
+    stuck, behind = (running(add.delay(1, n).id, lease=-lease) for n, lease in ((1, 9), (2, 1)))
+    Job.objects.update(losses=99)
+
+    def refuse(job: Job, **_: object) -> None:
+        if job.pk == stuck.pk:
+            raise IntegrityError("a receiver of this project")
+
+    job_failed.connect(refuse)
+    try:
+        assert rescue.rescue() == 1
+    finally:
+        job_failed.disconnect(refuse)
+    assert (fresh(stuck).state, fresh(behind).state) == (State.RUNNING, State.FAILED)
+
+
+def test_nothing_is_tried_on_a_database_that_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[object] = []
+
+    def away(job: Job, *_: object) -> None:
+        tried.append(job.pk)
+        raise OperationalError("the server closed the connection")
+
+    monkeypatch.setattr(conclusion, "conclude", away)
+    for n in range(2):
+        running(add.delay(1, n).id, lease=-1)
+    with pytest.raises(OperationalError):
+        rescue.rescue()
+    assert len(tried) == 1
 
 
 def test_a_lost_attempt_is_on_record_with_its_worker() -> None:
