@@ -1,4 +1,7 @@
-"""One heartbeat per process: it renews leases, writes progress, and stops the bodies that must stop."""
+"""One heartbeat per process: it renews leases, writes progress, and stops the bodies that must stop.
+
+It has two threads: one talks to the database, which may hang; the other has only a clock, and stops in time.
+"""
 
 from __future__ import annotations
 
@@ -100,8 +103,7 @@ def _storable(value: Any) -> Any:
 _watched: dict[UUID, Watched] = {}
 _lock = threading.Lock()
 _work = threading.Event()
-_thread: threading.Thread | None = None
-_pid = 0
+_threads: list[threading.Thread] = []
 
 
 @contextmanager
@@ -109,7 +111,7 @@ def watching(job: Job) -> Iterator[Watched]:
     """Keep a job's lease while the block runs, and interrupt the block when it must stop."""
     entry = Watched(job, threading.get_ident())
     with _lock:
-        _ensure_thread()
+        _ensure_threads()
         _watched[job.pk] = entry
     _work.set()
     try:
@@ -133,27 +135,51 @@ def held_here() -> list[UUID]:
     return list(_watched)
 
 
-def _ensure_thread() -> None:
-    """Start the thread of this process; a forked child has none of its parent's."""
-    global _thread, _pid
-    if _pid != os.getpid():
-        _watched.clear()
-        _thread, _pid = None, os.getpid()
-    if _thread is None or not _thread.is_alive():
-        _thread = threading.Thread(target=_beat_for_ever, name="mainstay-heartbeat", daemon=True)
-        _thread.start()
+def _ensure_threads() -> None:
+    """Start the threads of this process that do not run: none does before its first body."""
+    global _threads
+    if not _threads or not all(thread.is_alive() for thread in _threads):
+        rounds = {"mainstay-heartbeat": _database_round, "mainstay-clock": _clock_round}
+        alive = {thread.name: thread for thread in _threads if thread.is_alive()}
+        _threads = [alive.get(name) or _started(name, act) for name, act in rounds.items()]
 
 
-def _beat_for_ever() -> None:
+def _begin_anew() -> None:
+    """A forked child has none of its parent's bodies and threads, and must not wait for what those held."""
+    global _lock, _work, _threads
+    _watched.clear()
+    _lock, _work, _threads = threading.Lock(), threading.Event(), []
+
+
+os.register_at_fork(after_in_child=_begin_anew)
+
+
+def _started(name: str, act: Callable[[], None]) -> threading.Thread:
+    thread = threading.Thread(target=_repeat, args=(act,), name=name, daemon=True)
+    thread.start()
+    return thread
+
+
+def _repeat(act: Callable[[], None]) -> None:
+    """Do a round again and again while bodies run, whatever becomes of it."""
     while True:
         _work.wait()
         time.sleep(BEAT)
         try:
-            _beat(_long_bodies())
-            if not _work.is_set():
-                lifecycle.database().close()
+            act()
         except Exception:
             logger.exception("A round of the heartbeat failed.")
+
+
+def _database_round() -> None:
+    _beat(_long_bodies())
+    if not _work.is_set():
+        lifecycle.database().close()
+
+
+def _clock_round() -> None:
+    for entry in _long_bodies():
+        _stop_in_time(entry)
 
 
 def _long_bodies() -> list[Watched]:
@@ -178,8 +204,6 @@ def _beat(entries: list[Watched]) -> None:
     except Error as error:
         logger.warning("The heartbeat could not reach the database: %s", error)
         lifecycle.database().close()
-    for entry in entries:
-        _stop_in_time(entry)
 
 
 def _try(act: Callable[[], None]) -> None:
@@ -224,7 +248,7 @@ def _write_progress(entry: Watched) -> None:
 
 
 def _stop_in_time(entry: Watched) -> None:
-    """Stop a body whose lease is about to end, by our own clock, and one that hangs past its limit."""
+    """Stop a body whose lease is about to end, by our own clock; past its time limit nobody renews it."""
     if time.monotonic() - entry.renewed > settings().LEASE - 2 * BEAT:
         _interrupt(entry, LeaseLost("the lease could not be renewed in time"))
 

@@ -1,5 +1,8 @@
 """The heartbeat keeps what a body says of itself, renews its lease whatever happens, and stops it in time."""
 
+import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -10,10 +13,11 @@ from uuid import UUID
 import pytest
 from django.db import connection
 
-from jobs import heartbeat
-from jobs.errors import PayloadError
+from jobs import heartbeat, lifecycle
+from jobs.errors import LeaseLost, PayloadError
 from jobs.models import Job
 from jobs.states import State
+from tests.environment import DATABASE
 from tests.platform import attempt, fresh, running
 from tests.sample import tasks as sample
 
@@ -31,7 +35,7 @@ WaitUntil = Callable[..., Any]
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch, settings: Any, committed: None, sent: list[str]) -> Iterator[None]:
     """A heartbeat of this process with short times, which leaves no connection open."""
-    monkeypatch.setattr(heartbeat, "BEAT", 0.05)
+    monkeypatch.setattr(heartbeat, "BEAT", 0.2)
     settings.JOBS = {"LEASE": 3, "HEARTBEAT": 0.1}
     yield
     if connection.vendor == "postgresql":
@@ -175,3 +179,69 @@ def test_a_body_that_cannot_be_renewed_costs_the_others_nothing(
     monkeypatch.setattr(heartbeat, "_renew", renew)
     with heartbeat.watching(bad), heartbeat.watching(good):
         wait_until(renewals_of(good))
+
+
+# --- A database that hangs --------------------------------------------------------------------------
+
+
+def sleep_through(job: Job) -> None:
+    """Be the body of a job for ten seconds."""
+    with heartbeat.watching(job):
+        until = time.monotonic() + 10
+        while time.monotonic() < until:
+            time.sleep(0.01)
+
+
+def stopped_after(job: Job) -> float:
+    """How many seconds the body of a job ran until it was interrupted."""
+    began = time.monotonic()
+    with pytest.raises(LeaseLost):
+        sleep_through(job)
+    return time.monotonic() - began
+
+
+def test_a_body_is_stopped_before_its_lease_ends_where_the_database_hangs(
+    quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    back = threading.Event()
+    monkeypatch.setattr(heartbeat, "_look", lambda entries: back.wait(20))
+    try:
+        assert stopped_after(running(sample.add.delay(1, 2).id, lease=3)) < 3
+    finally:
+        back.set()
+
+
+@pytest.mark.skipif(DATABASE == "sqlite", reason="a file has no process that could be frozen")
+@pytest.mark.skipif("TEST_DATABASE_URL" in os.environ, reason="the server is not ours to freeze")
+def test_a_body_is_stopped_before_its_lease_ends_where_its_backend_is_frozen(
+    quick: None, wait_until: WaitUntil, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frozen: list[int] = []
+    original = heartbeat._look
+
+    def freeze(entries: list[heartbeat.Watched]) -> None:
+        if not frozen:
+            frozen.append(lifecycle.database().connection.info.backend_pid)
+            os.kill(frozen[0], signal.SIGSTOP)
+        original(entries)
+
+    monkeypatch.setattr(heartbeat, "_look", freeze)
+    job = running(sample.add.delay(1, 2).id, lease=3)
+    try:
+        assert stopped_after(job) < 3
+        assert lifecycle.database_now() < fresh(job).lease_until
+    finally:
+        os.kill(frozen[0], signal.SIGCONT)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_child_has_a_heartbeat_of_its_own_whatever_its_parent_held(quick: None) -> None:
+    job = running(sample.add.delay(1, 2).id)
+    with heartbeat.watching(job), heartbeat._lock:
+        child = os.fork()
+        if not child:
+            signal.alarm(10)
+            with heartbeat.watching(job):
+                names = {thread.name for thread in threading.enumerate() if thread.is_alive()}
+                os._exit(len(names & {"mainstay-heartbeat", "mainstay-clock"}))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 2
