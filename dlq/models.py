@@ -23,6 +23,9 @@ class Status(models.TextChoices):
 class DeadLetter(models.Model):
     """The record of a job that will not run again by itself."""
 
+    # Protected as long as it is open; closed, it leaves with its job.
+    deleted_with_jobs = True
+
     job = models.OneToOneField(Job, on_delete=models.PROTECT, related_name="dead_letter")
     task = models.CharField(max_length=255)
     queue = models.CharField(max_length=100)

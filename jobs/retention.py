@@ -89,17 +89,33 @@ def _open_chords() -> models.QuerySet[FanIn, Any]:
 def _kept() -> list[Any]:
     """Ids of jobs that other apps protect: all that they refer to, or what their ``protected_jobs`` says."""
     kept = []
-    for relation in Job._meta.related_objects:
-        if relation.on_delete is models.PROTECT:
-            model: Any = relation.related_model
-            rows = model._default_manager.using(lifecycle.alias())
+    for relation in _relations():
+        if relation.on_delete in (models.PROTECT, models.RESTRICT):
+            model, name = relation.related_model, relation.field.attname
+            rows = model._base_manager.using(lifecycle.alias())
             rows = model.protected_jobs(rows) if hasattr(model, "protected_jobs") else rows
-            kept.append(rows.values(relation.field.attname))
+            # One NULL inside NOT IN, and nothing would ever be pruned.
+            kept.append(rows.filter(**{f"{name}__isnull": False}).values(name))
     return kept
 
 
+def _relations() -> list[Any]:
+    """What refers to jobs, also where the way back has no name."""
+    found = Job._meta.get_fields(include_hidden=True)
+    return [field for field in found if field.auto_created and not field.concrete and hasattr(field, "on_delete")]
+
+
 def _let_go(ids: list[UUID]) -> None:
-    for relation in Job._meta.related_objects:
-        rows = relation.related_model._default_manager.using(lifecycle.alias())
-        rows.filter(**{f"{relation.field.name}__in": ids}).delete()
-    Job.objects.using(lifecycle.alias()).filter(pk__in=ids).delete()
+    """Delete jobs as Django does, which honours the ``on_delete`` of whoever refers to them.
+
+    What would protect them although it belongs to them, as a closed letter does, says ``deleted_with_jobs``.
+    """
+    for relation in _relations():
+        if getattr(relation.related_model, "deleted_with_jobs", False):
+            rows = relation.related_model._base_manager.using(lifecycle.alias())
+            _delete(rows.filter(**{f"{relation.field.name}__in": ids}))
+    _delete(Job.objects.using(lifecycle.alias()).filter(pk__in=ids))
+
+
+def _delete(rows: models.QuerySet[Any]) -> None:
+    rows.only("pk").delete()  # payloads, results and tracebacks need not be read for that

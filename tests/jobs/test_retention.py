@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 from celery import chord
 from django.contrib.auth.models import Group
+from django.db import connection
 from django.db.models import F
+from django.test.utils import CaptureQueriesContext
 
 from dlq import replay
 from dlq.models import DeadLetter
@@ -15,6 +17,7 @@ from jobs.errors import Refused
 from jobs.models import Attempt, Job
 from jobs.states import FINAL, State
 from tests.platform import attempt, drain, fresh, hurry
+from tests.sample.models import Audit, Campaign, Purchase, Remark
 from tests.sample.tasks import add, boom, fail_unless, misbehave, total
 
 pytestmark = pytest.mark.django_db
@@ -71,6 +74,47 @@ def test_the_attempts_go_with_their_job() -> None:
     age(2)
     assert retention.prune(DAY) == 1
     assert Attempt.objects.count() == 0
+
+
+def test_a_row_that_outlives_its_job_is_kept_without_it() -> None:
+    purchase = Purchase.objects.create(job=finished(add.delay(1, 2)))
+    assert retention.prune(DAY) == 1
+    purchase.refresh_from_db()
+    assert purchase.job is None
+
+
+def test_a_row_that_leaves_with_its_job_leaves() -> None:
+    Remark.objects.create(job=finished(add.delay(1, 2)))
+    assert retention.prune(DAY) == 1
+    assert not Remark.objects.exists()
+
+
+def test_a_row_with_many_jobs_loses_one() -> None:
+    campaign = Campaign.objects.create()
+    campaign.jobs.set([finished(add.delay(1, 2)), fresh(add.delay(3, 4))])
+    assert retention.prune(DAY) == 1
+    assert campaign.jobs.count() == 1
+
+
+def test_a_job_that_a_row_protects_is_kept() -> None:
+    audited = finished(add.delay(1, 2))
+    Audit.objects.create(job=audited)
+    finished(add.delay(3, 4))
+    assert retention.prune(DAY) == 1
+    assert Job.objects.get() == audited
+
+
+def test_a_row_that_could_protect_a_job_and_has_none_keeps_none() -> None:
+    Audit.objects.create(job=None)
+    finished(add.delay(1, 2))
+    assert retention.prune(DAY) == 1
+
+
+def test_pruning_reads_no_payloads() -> None:
+    finished(add.delay(1, 2))
+    with CaptureQueriesContext(connection) as asked:
+        retention.prune(DAY)
+    assert not [query["sql"] for query in asked if "traceback" in query["sql"]]
 
 
 def test_members_of_a_chord_that_has_not_ended_are_kept() -> None:
