@@ -21,7 +21,7 @@ from functools import partial
 from typing import Any
 from uuid import UUID
 
-from django.db import Error
+from django.db import Error, transaction
 
 from jobs import lifecycle, payload
 from jobs.conf import current as settings
@@ -33,6 +33,7 @@ from jobs.states import State
 logger = logging.getLogger("jobs.heartbeat")
 
 BEAT = 1.0  # seconds between two looks at the long bodies
+PATIENCE = 3.0  # seconds that the database may take for one act of the heartbeat
 
 
 @dataclass(slots=True)
@@ -209,12 +210,26 @@ def _beat(entries: list[Watched]) -> None:
 def _try(act: Callable[[], None]) -> None:
     """Do an act; one that fails must not keep the other bodies from their leases."""
     try:
-        act()
+        with _bounded():
+            act()
     except Error as error:
         logger.warning("The database refused the heartbeat: %s", error)
         lifecycle.database().close()
     except Exception:
         logger.exception("The heartbeat failed for a body.")
+
+
+@contextmanager
+def _bounded() -> Iterator[None]:
+    """Give up on statements that wait too long, as for a row that somebody locked."""
+    connection = lifecycle.database()
+    if connection.vendor != "postgresql":
+        yield
+        return
+    # For this transaction alone: behind PgBouncer, the session is also that of other people's bodies.
+    with transaction.atomic(using=lifecycle.alias()), connection.cursor() as cursor:
+        cursor.execute(f"SET LOCAL statement_timeout = {PATIENCE * 1000:.0f}")
+        yield
 
 
 def _look(entries: list[Watched]) -> None:

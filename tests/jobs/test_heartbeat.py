@@ -11,7 +11,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from django.db import connection
+from django.db import connection, transaction
 
 from jobs import heartbeat, lifecycle
 from jobs.errors import LeaseLost, PayloadError
@@ -232,6 +232,17 @@ def test_a_body_is_stopped_before_its_lease_ends_where_its_backend_is_frozen(
         assert lifecycle.database_now() < fresh(job).lease_until
     finally:
         os.kill(frozen[0], signal.SIGCONT)
+
+
+@pytest.mark.skipif(DATABASE == "sqlite", reason="SQLite has no locks of rows")
+def test_a_row_that_somebody_locked_costs_the_other_bodies_nothing(
+    quick: None, wait_until: WaitUntil, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heartbeat, "PATIENCE", 0.1)
+    locked, free = (running(sample.add.delay(1, n).id) for n in range(2))
+    with heartbeat.watching(locked), heartbeat.watching(free), transaction.atomic():
+        Job.objects.select_for_update().get(pk=locked.pk)
+        wait_until(renewals_of(free), timeout=2.5)
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
