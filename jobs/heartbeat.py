@@ -111,19 +111,35 @@ _threads: list[threading.Thread] = []
 def watching(job: Job) -> Iterator[Watched]:
     """Keep a job's lease while the block runs, and interrupt the block when it must stop."""
     entry = Watched(job, threading.get_ident())
-    with _lock:
-        _ensure_threads()
-        _watched[job.pk] = entry
-    _work.set()
     try:
+        _enter(entry)
         yield entry
     finally:
-        with _lock:
-            entry.over = True
-            if _watched.get(job.pk) is entry:
-                del _watched[job.pk]
-            _clear_interrupt(entry)
-        job.progress = entry.progress or job.progress
+        # Twice, because the interrupt of the body may arrive as late as in the first of the two.
+        try:
+            _leave(entry)
+        finally:
+            _leave(entry)
+
+
+def _enter(entry: Watched) -> None:
+    with _lock:
+        # A body that was told to stop, and whose thread begins another, is over, however it ended.
+        for left in [other for other in _watched.values() if other.thread == entry.thread and other.stop]:
+            left.over = True
+            del _watched[left.job.pk]
+        _ensure_threads()
+        _watched[entry.job.pk] = entry
+    _work.set()
+
+
+def _leave(entry: Watched) -> None:
+    with _lock:
+        entry.over = True
+        if _watched.get(entry.job.pk) is entry:
+            del _watched[entry.job.pk]
+        _clear_interrupt(entry)
+    entry.job.progress = entry.progress or entry.job.progress
 
 
 def watched(job_id: UUID) -> Watched | None:

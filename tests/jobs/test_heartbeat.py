@@ -234,6 +234,42 @@ def test_a_body_is_stopped_before_its_lease_ends_where_its_backend_is_frozen(
         os.kill(frozen[0], signal.SIGCONT)
 
 
+class LateInterrupt:
+    """A lock in whose taking the interrupt of a body arrives, once there is one."""
+
+    def __init__(self) -> None:
+        self.lock, self.pending = threading.Lock(), False
+
+    def __enter__(self) -> None:
+        if self.pending:
+            self.pending = False
+            raise LeaseLost("late")
+        self.lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self.lock.release()
+
+
+def test_an_interrupt_that_arrives_as_the_body_ends_leaves_nothing_behind(
+    quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = LateInterrupt()
+    monkeypatch.setattr(heartbeat, "_lock", lock)
+    job = running(sample.add.delay(1, 2).id)
+    with pytest.raises(LeaseLost, match="late"), heartbeat.watching(job):
+        lock.pending = True
+    assert job.pk not in heartbeat.held_here()
+
+
+def test_a_body_that_was_left_behind_is_forgotten_when_its_thread_begins_another(quick: None) -> None:
+    left, job = (running(sample.add.delay(1, n).id) for n in range(2))
+    entry = heartbeat.Watched(left, threading.get_ident(), stop=LeaseLost("late"))
+    heartbeat._enter(entry)
+    with heartbeat.watching(job):
+        assert heartbeat.held_here() == [job.pk]
+        assert entry.over
+
+
 @pytest.mark.skipif(DATABASE == "sqlite", reason="SQLite has no locks of rows")
 def test_a_row_that_somebody_locked_costs_the_other_bodies_nothing(
     quick: None, wait_until: WaitUntil, monkeypatch: pytest.MonkeyPatch
