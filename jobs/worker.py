@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from billiard.exceptions import Terminated, TimeLimitExceeded, WorkerLostError
@@ -24,6 +24,7 @@ logger = logging.getLogger("jobs.worker")
 
 REPORT_EVERY = 2.0  # seconds
 LOOK_EVERY = 0.25  # seconds
+COPIES = 20  # looks at what the worker holds, while that changes
 
 
 class Request(CeleryRequest):
@@ -152,18 +153,21 @@ def report_in_background(instance: Any) -> None:
 def _report_until(instance: Any, stopping: threading.Event) -> None:
     started = None
     while not stopping.is_set():
-        with _gate.talking():
-            try:
+        try:
+            with _gate.talking():
                 started = report(instance, started)
-            except Error as error:
-                logger.warning("The worker could not report itself: %s", error)
+        except Error as error:
+            logger.warning("The worker could not report itself: %s", error)
+        except Exception:
+            # Whoever is silent holds nothing, as far as the conductor knows.
+            logger.exception("The worker could not report itself.")
         stopping.wait(REPORT_EVERY)
 
 
 def report(instance: Any, started: Any = None) -> Any:
     """Write this worker's row; return when it first did."""
     now = lifecycle.database_now()
-    requests = {*tuple(worker_state.reserved_requests), *tuple(worker_state.active_requests)}
+    requests = {*_copied(worker_state.reserved_requests), *_copied(worker_state.active_requests)}
     holds = {as_uuid(request.id) for request in requests}
     seen = {
         "pid": os.getpid(), "seen_at": now, "started_at": started or now, "holds": sorted(holds),
@@ -172,3 +176,11 @@ def report(instance: Any, started: Any = None) -> Any:
     }  # fmt: skip
     Worker.objects.using(lifecycle.alias()).update_or_create(name=instance.hostname, defaults=seen)
     return seen["started_at"]
+
+
+def _copied(requests: Iterable[Any]) -> list[Any]:
+    """The requests in one of Celery's sets, to which another thread may add while we read."""
+    for _ in range(COPIES):
+        with suppress(RuntimeError):
+            return list(requests)
+    raise RuntimeError(f"The worker's requests changed during each of {COPIES} looks at them.")

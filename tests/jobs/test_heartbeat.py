@@ -1,21 +1,26 @@
-"""The heartbeat keeps what a body says of itself, renews its lease whatever happens, and stops it in time."""
+"""The heartbeat keeps what a body says of itself, renews its lease whatever happens, and stops it in time.
+
+The worker's report of itself is as hard to end.
+"""
 
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from decimal import Decimal
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
 import pytest
-from django.db import connection, transaction
+from django.db import OperationalError, connection, transaction
 
-from jobs import heartbeat, lifecycle
+from jobs import heartbeat, lifecycle, worker
 from jobs.errors import LeaseLost, PayloadError
-from jobs.models import Job
+from jobs.models import Job, Worker
 from jobs.states import State
 from tests.environment import DATABASE
 from tests.platform import attempt, fresh, running
@@ -292,3 +297,59 @@ def test_a_forked_child_has_a_heartbeat_of_its_own_whatever_its_parent_held(quic
                 names = {thread.name for thread in threading.enumerate() if thread.is_alive()}
                 os._exit(len(names & {"mainstay-heartbeat", "mainstay-clock"}))
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 2
+
+
+# --- The report of a worker -------------------------------------------------------------------------
+
+
+class Changing(set[Any]):
+    """A set to which another thread adds during the first ``looks`` looks at it."""
+
+    def __init__(self, looks: int, *requests: Any) -> None:
+        super().__init__(requests)
+        self.looks = looks
+
+    def __iter__(self) -> Iterator[Any]:
+        self.looks -= 1
+        if self.looks >= 0:
+            raise RuntimeError("Set changed size during iteration")
+        return super().__iter__()
+
+
+def instance() -> Any:
+    """As much of a worker as its report needs."""
+    queues = SimpleNamespace(consume_from={"default": None})
+    return SimpleNamespace(
+        app=SimpleNamespace(amqp=SimpleNamespace(queues=queues)), hostname="w@here", concurrency=2, pool_cls=dict
+    )
+
+
+def test_a_worker_reports_what_it_holds_while_that_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    job = sample.add.delay(1, 2)
+    monkeypatch.setattr(worker.worker_state, "reserved_requests", Changing(3, job))
+    worker.report(instance())
+    assert Worker.objects.get().holds == [job.id]
+
+
+def test_a_worker_that_cannot_tell_what_it_holds_reports_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker.worker_state, "reserved_requests", Changing(1000))
+    with pytest.raises(RuntimeError, match="changed during each"):
+        worker.report(instance())
+    assert not Worker.objects.exists()
+
+
+@pytest.mark.parametrize("error", [RuntimeError("odd"), OperationalError("gone")])
+def test_a_report_that_fails_is_followed_by_the_next(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    stopping, reports = threading.Event(), []
+
+    def report(*_: Any) -> None:
+        reports.append(1)
+        if len(reports) < 3:
+            raise error
+        stopping.set()
+
+    monkeypatch.setattr(worker, "report", report)
+    monkeypatch.setattr(worker, "REPORT_EVERY", 0.01)
+    monkeypatch.setattr(worker, "_gate", SimpleNamespace(talking=nullcontext))
+    worker._report_until(instance(), stopping)
+    assert len(reports) == 3
