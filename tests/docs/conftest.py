@@ -10,6 +10,7 @@ import httpx
 import pytest
 from celery import _state
 
+from jobs import declared
 from project.celery import app
 from project.demo import models
 from tests.docs.material import Block
@@ -56,6 +57,7 @@ def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, transactional_db: No
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(sys.modules, "shop.models", models)
     monkeypatch.setattr(httpx, "post", answer)
+    declared.tasks()  # the project's own are imported first, so that they outlive the page
     kept_tasks, kept_finalizers = dict(app.tasks), set(_state._on_app_finalizers)
     yield Reader(tmp_path)
     for name in set(app.tasks) - set(kept_tasks):
