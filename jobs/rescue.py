@@ -65,10 +65,13 @@ def _find_lost() -> int:
         time.sleep(0.25)
 
 
-def lost_child(job_id: str, pid: int | None, why: str) -> bool:
-    """The pool's child that ran a job is dead: give the job back at once, without waiting for its lease."""
+def lost_child(job_id: str, worker: str, pid: int | None, why: str) -> bool:
+    """The pool's child that ran a job is dead: give the job back at once, without waiting for its lease.
+
+    The worker is asked for too: in containers, processes of several workers have the same pid.
+    """
     job = lifecycle.seen(UUID(job_id))
-    if job is None or job.state != State.RUNNING or pid is None or job.pid != pid:
+    if job is None or job.state != State.RUNNING or pid is None or (job.worker, job.pid) != (worker, pid):
         return False
     return _lost(job, f"its process died: {why}")
 

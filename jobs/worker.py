@@ -35,7 +35,7 @@ class Request(CeleryRequest):
         error = exc_info.exception
         error = getattr(error, "exc", None) or error  # billiard wraps it with its traceback
         if isinstance(error, WorkerLostError | TimeLimitExceeded | Terminated | SystemExit | KeyboardInterrupt):
-            _in_background(rescue.lost_child, as_uuid(self.id), self.worker_pid, str(error))
+            _in_background(rescue.lost_child, as_uuid(self.id), self.hostname or "", self.worker_pid, str(error))
         return super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
 
     def _announce_revoked(self, reason: str, terminated: bool, signum: Any, expired: bool) -> None:

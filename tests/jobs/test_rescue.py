@@ -1,15 +1,21 @@
 """Jobs whose runner is gone come back, a bounded number of times."""
 
 from datetime import timedelta
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
+from billiard.exceptions import WorkerLostError
+from celery.worker.request import Request as CeleryRequest
 from django.db import IntegrityError, OperationalError
 
 from dlq.models import DeadLetter
-from jobs import conclusion, conf, lifecycle, rescue
+from jobs import conclusion, conf, lifecycle, rescue, worker
 from jobs.models import Attempt, Job
 from jobs.signals import job_failed
 from jobs.states import State
+from project.celery import app
 from tests.platform import attempt, drain, fresh, hurry, running
 from tests.sample.tasks import Enrol, add, hard_limited
 
@@ -94,20 +100,40 @@ def test_the_first_loss_costs_no_wait_and_the_second_does() -> None:
 
 def test_a_dead_child_gives_its_job_back_at_once() -> None:
     job = running(add.delay(1, 2).id, pid=4711)
-    assert rescue.lost_child(str(job.pk), 4711, "signal 9") is True
+    assert rescue.lost_child(str(job.pk), "sleepy@here", 4711, "signal 9") is True
     assert (fresh(job).state, fresh(job).reason) == (State.RETRYING, "lost: its process died: signal 9")
 
 
 def test_the_death_of_another_process_is_not_this_jobs() -> None:
     job = running(add.delay(1, 2).id, pid=4711)
-    assert rescue.lost_child(str(job.pk), 4712, "signal 9") is False
+    assert rescue.lost_child(str(job.pk), "sleepy@here", 4712, "signal 9") is False
     assert fresh(job).state == State.RUNNING
+
+
+def test_the_death_of_a_process_with_the_same_pid_in_another_container_is_not_this_jobs() -> None:
+    job = running(add.delay(1, 2).id, pid=7)
+    assert rescue.lost_child(str(job.pk), "other@there", 7, "signal 9") is False
+    assert fresh(job).state == State.RUNNING
+
+
+def test_a_worker_that_sees_its_child_die_says_which_worker_and_which_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: list[Any] = []
+    monkeypatch.setattr(worker, "_in_background", lambda act, *args: told.append((act, args)))
+    monkeypatch.setattr(CeleryRequest, "on_failure", lambda self, info, **_: None)
+    job = add.delay(1, 2)
+    message = Mock(headers={"id": job.id, "task": add.name}, delivery_info={}, properties={})
+    request = worker.Request(message, app=app, task=add, hostname="sleepy@here", decoded=True, body=((), {}, {}))
+    request.worker_pid = 4711
+    request.on_failure(SimpleNamespace(exception=WorkerLostError("signal 9")))
+    assert told == [(rescue.lost_child, (job.id, "sleepy@here", 4711, "signal 9"))]
 
 
 def test_the_death_of_a_child_after_its_job_was_recorded_changes_nothing() -> None:
     job = add.delay(1, 2)
     attempt(job.id)
-    assert rescue.lost_child(job.id, fresh(job).pid, "signal 9") is False
+    assert rescue.lost_child(job.id, "here", fresh(job).pid, "signal 9") is False
     assert fresh(job).state == State.COMPLETED
 
 
