@@ -19,6 +19,16 @@ SQLITE_OPTIONS = {
     "init_command": "PRAGMA journal_mode=WAL",
 }
 
+POSTGRESQL_OPTIONS = {
+    "connect_timeout": 5,
+    # A server that is gone without a word is noticed within about ten seconds, well before a lease ends.
+    "keepalives": 1,
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 10_000,  # milliseconds
+}
+
 
 def flag(name: str, default: bool = False, environ: Mapping[str, str] = os.environ) -> bool:
     """Whether the variable ``name`` says yes.
@@ -136,7 +146,7 @@ def postgresql(url: str) -> dict[str, Any]:
         "PORT": port,
         "CONN_MAX_AGE": 60,
         "CONN_HEALTH_CHECKS": True,
-        "OPTIONS": {"connect_timeout": 5, **dict(parse_qsl(parts.query))},
+        "OPTIONS": {**POSTGRESQL_OPTIONS, **dict(parse_qsl(parts.query))},
     }
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from django.core.exceptions import ImproperlyConfigured
 
+from jobs import conf
 from project import environment
 from tests.children import ROOT
 
@@ -46,6 +47,19 @@ def test_a_postgres_host_may_be_a_name_an_ipv6_address_or_a_socket(address: str,
 
 def test_what_follows_the_question_mark_goes_to_the_driver() -> None:
     assert environment.database("postgres://db/shop?sslmode=require", HERE)["OPTIONS"]["sslmode"] == "require"
+
+
+def test_a_postgres_server_that_is_gone_without_a_word_is_noticed_before_a_lease_ends() -> None:
+    options = environment.database("postgres://db/shop", HERE)["OPTIONS"]
+    unanswered = options["keepalives_idle"] + options["keepalives_count"] * options["keepalives_interval"]
+    lease = conf.Settings().LEASE
+    assert options["keepalives"] == 1
+    assert 0 < max(options["connect_timeout"], unanswered, options["tcp_user_timeout"] / 1000) < lease
+
+
+def test_an_address_may_say_how_long_a_silent_server_is_waited_for() -> None:
+    options = environment.database("postgres://db/shop?tcp_user_timeout=500", HERE)["OPTIONS"]
+    assert options["tcp_user_timeout"] == "500"
 
 
 @pytest.mark.parametrize(
