@@ -11,6 +11,7 @@ from typing import Any
 from celery import signals
 from celery.app.task import Task as CeleryTask
 from celery.canvas import _chord, group  # type: ignore[attr-defined]
+from django.db import connections
 
 from jobs import publisher
 from jobs.publisher import HEADER, UNTRACKED, Publisher
@@ -66,6 +67,8 @@ def install(app: Any) -> Any:
     _make_canvas_atomic()
     signals.celeryd_after_setup.connect(_before_work, weak=False, dispatch_uid="mainstay")
     signals.beat_init.connect(_start_conductor, weak=False, dispatch_uid="mainstay")
+    signals.task_prerun.connect(_mend_connections, weak=False, dispatch_uid="mainstay")
+    signals.task_postrun.connect(_mend_connections, weak=False, dispatch_uid="mainstay")
     return app
 
 
@@ -146,6 +149,20 @@ def _start_conductor(sender: Any, **_: Any) -> None:
     conductor.start_in_background()
     # Beat would wait for the broker before it fires; a job is recorded without one, and sent when it is back.
     sender.scheduler.producer = None
+
+
+def _mend_connections(sender: Any, **_: Any) -> None:
+    """Close what is broken or too old, of all databases: Celery, which closes everything, is told to keep it."""
+    if getattr(sender.request, "is_eager", False):
+        return
+    for connection in connections.all(initialized_only=True):
+        if connection.in_atomic_block:
+            continue
+        if connection.settings_dict["CONN_MAX_AGE"] == 0:
+            # Django's default closes at the end of a request. A worker has none, and to connect for each task costs
+            # more than the task: here 0 sets no limit of age.
+            connection.close_at = None
+        connection.close_if_unusable_or_obsolete()
 
 
 def _make_canvas_atomic() -> None:

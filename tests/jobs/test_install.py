@@ -1,0 +1,93 @@
+"""What ``install(app)`` does to an app and to the processes that run its tasks."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from celery import signals
+from django.db import connection, transaction
+
+from tests.children import Child
+from tests.environment import DATABASE
+from tests.platform import Witness
+from tests.sample.tasks import add, untracked_count
+
+on_a_server = pytest.mark.skipif(DATABASE == "sqlite", reason="a file has no server that ends connections")
+
+
+@pytest.fixture
+def kept(transactional_db: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A connection that is open between two tasks of a worker, of a project that sets no age."""
+    monkeypatch.setitem(connection.settings_dict, "CONN_MAX_AGE", 0)
+    connection.close()
+    connection.ensure_connection()
+    yield connection.connection
+    connection.close()
+
+
+def pass_a_task() -> None:
+    signals.task_prerun.send(sender=add)
+    signals.task_postrun.send(sender=add)
+
+
+def break_it() -> None:
+    """Let the driver's connection fail as it does after the server was restarted."""
+    connection.connection.close()
+    connection.errors_occurred = True
+
+
+def test_a_sound_connection_is_kept_from_task_to_task(kept: Any) -> None:
+    pass_a_task()
+    assert connection.connection is kept
+
+
+@on_a_server
+def test_a_broken_connection_is_replaced(kept: Any) -> None:
+    break_it()
+    pass_a_task()
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT 1")
+    assert connection.connection is not kept
+
+
+def test_a_connection_that_is_too_old_is_closed(kept: Any) -> None:
+    connection.settings_dict["CONN_MAX_AGE"] = 60
+    connection.close_at = 0.0
+    pass_a_task()
+    assert connection.connection is None
+
+
+def test_a_connection_inside_a_transaction_is_left_alone(kept: Any) -> None:
+    with transaction.atomic():
+        connection.errors_occurred = True
+        pass_a_task()
+        assert connection.errors_occurred
+
+
+def test_a_task_that_runs_on_the_spot_leaves_its_callers_connections_alone(
+    kept: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection.close_at = 0.0
+    add.push_request(is_eager=True)
+    try:
+        pass_a_task()
+    finally:
+        add.pop_request()
+    assert (connection.connection, connection.close_at) == (kept, 0.0)
+
+
+@on_a_server
+def test_an_untracked_task_works_again_after_the_database_ended_its_connections(
+    worker: Callable[..., Child], witness: Witness, wait_until: Callable[..., Any]
+) -> None:
+    worker(concurrency=1, env=witness.environ)
+    untracked_count.delay("before")
+    wait_until(lambda: witness.lines == ["before: 0"])
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+    untracked_count.delay("first")
+    untracked_count.delay("next")
+    wait_until(lambda: "next: 0" in witness.lines, timeout=20)
