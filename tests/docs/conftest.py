@@ -57,6 +57,8 @@ def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, transactional_db: No
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(sys.modules, "shop.models", models)
     monkeypatch.setattr(httpx, "post", answer)
+    # The longest of the waits that jitter may draw, so that no retry is due before the page looks.
+    monkeypatch.setattr("jobs.conclusion.random.random", lambda: 1.0)
     declared.tasks()  # the project's own are imported first, so that they outlive the page
     kept_tasks, kept_finalizers = dict(app.tasks), set(_state._on_app_finalizers)
     yield Reader(tmp_path)
