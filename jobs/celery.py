@@ -11,6 +11,7 @@ from typing import Any
 from celery import signals
 from celery.app.task import Task as CeleryTask
 from celery.canvas import _chord, group  # type: ignore[attr-defined]
+from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
 
 from jobs import publisher
@@ -48,9 +49,11 @@ def install(app: Any) -> Any:
     """Make every call of the app's tasks a durable job; return the app.
 
     Call it once, in the module of the Celery app, after its configuration.
+    Raises ``ImproperlyConfigured`` when another app of this process has Mainstay.
     """
     if getattr(app, "mainstay_installed", False):
         return app
+    _refuse_a_second(app)
     app.mainstay_installed = True
     app.add_defaults(DEFAULTS)
     if not app._custom_task_cls_used:
@@ -70,6 +73,16 @@ def install(app: Any) -> Any:
     signals.task_prerun.connect(_mend_connections, weak=False, dispatch_uid="mainstay")
     signals.task_postrun.connect(_mend_connections, weak=False, dispatch_uid="mainstay")
     return app
+
+
+def _refuse_a_second(app: Any) -> None:
+    """Jobs are sent through one app: a second one would quietly take the jobs of the first to its own broker."""
+    installed = publisher.app_in_use()
+    if installed is not None:
+        raise ImproperlyConfigured(
+            f"Mainstay is installed on the Celery app {installed.main!r} of this process already, and cannot be "
+            f"installed on {app.main!r} too. Use one app, or give the other one a process of its own."
+        )
 
 
 def _send_task(app: Any, send_task: Any, name: str, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
@@ -138,6 +151,8 @@ def _before_work(instance: Any, **_: Any) -> None:
     """The worker is about to start: tasks registered since the app was finalized are adopted too."""
     from jobs import worker
 
+    if not getattr(instance.app, "mainstay_installed", False):
+        return
     _adopt_tasks(instance.app)
     worker.survive_lost_brokers()
     worker.report_in_background(instance)
@@ -146,6 +161,8 @@ def _before_work(instance: Any, **_: Any) -> None:
 def _start_conductor(sender: Any, **_: Any) -> None:
     from jobs import conductor
 
+    if not getattr(sender.app, "mainstay_installed", False):
+        return
     conductor.start_in_background()
     # Beat would wait for the broker before it fires; a job is recorded without one, and sent when it is back.
     sender.scheduler.producer = None

@@ -164,6 +164,11 @@ def use(publisher: Publisher) -> None:
     _in_use = publisher
 
 
+def app_in_use() -> Any:
+    """The Celery app that Mainstay is installed on, None while there is none."""
+    return None if _in_use is None else _in_use.app
+
+
 def in_use() -> Publisher:
     """The publisher in use. Raises ``OptionError`` when Mainstay is not installed on a Celery app."""
     if _in_use is None:

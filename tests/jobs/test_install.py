@@ -1,18 +1,52 @@
 """What ``install(app)`` does to an app and to the processes that run its tasks."""
 
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from celery import signals
+from celery import Celery, signals
+from django.core.exceptions import ImproperlyConfigured
 from django.db import connection, transaction
 
+from jobs import publisher
+from jobs.celery import install
+from jobs.tracked import Tracked
 from tests.children import Child
 from tests.environment import DATABASE
 from tests.platform import Witness
 from tests.sample.tasks import add, untracked_count
 
 on_a_server = pytest.mark.skipif(DATABASE == "sqlite", reason="a file has no server that ends connections")
+
+
+def test_a_second_app_is_refused_and_the_first_keeps_its_jobs() -> None:
+    first = publisher.in_use()
+    second = Celery("second", set_as_current=False)
+    with pytest.raises(ImproperlyConfigured, match=r"on the Celery app '.+' .* on 'second' too\. Use one app"):
+        install(second)
+    assert publisher.in_use() is first
+    assert not hasattr(second, "mainstay_installed")
+
+
+def test_the_worker_and_the_beat_of_an_app_without_mainstay_are_plain_celery() -> None:
+    plain = Celery("plain", set_as_current=False)
+
+    @plain.task(name="plain")
+    def nothing() -> None: ...
+
+    plain.finalize()
+    signals.celeryd_after_setup.send(sender="plain@here", instance=SimpleNamespace(app=plain), conf=plain.conf)
+    scheduler = SimpleNamespace(producer="to the broker")
+    signals.beat_init.send(sender=type("Beat", (), {"app": plain, "scheduler": scheduler}))
+    assert not isinstance(plain.tasks["plain"], Tracked)
+    assert scheduler.producer == "to the broker"
+
+
+def test_to_install_twice_on_one_app_changes_nothing() -> None:
+    first = publisher.in_use()
+    assert install(first.app) is first.app
+    assert publisher.in_use() is first
 
 
 @pytest.fixture
