@@ -60,28 +60,36 @@ def perform(task: Any, job_id: UUID, worker: str) -> Any:
     """Run one attempt of a job and record what became of it; return the result or raise what Celery must know."""
     says = drafts.declaration(task.name, task)
     with shielded():
-        job = claim(job_id, worker)
+        job, leased = claim(job_id, worker)
         lifecycle.announce("started", job)
         with correlated(job.correlation_id):
-            outcome = run(task, job, says)
+            outcome = run(task, job, says, leased)
             return record(job, outcome, says)
 
 
-def claim(job_id: UUID, worker: str) -> Job:
-    """Start the next attempt. Raises ``Ignore`` where the job is not to be run now, or not by us."""
-    token, lease = uuid4(), timedelta(seconds=settings().LEASE)
-    job: Job | None = patiently(lambda: _claim(job_id, token, worker, lease))
+def claim(job_id: UUID, worker: str) -> tuple[Job, float]:
+    """Start the next attempt; return the job, and a moment of our own clock that is not after its lease began.
+
+    Raises ``Ignore`` where the job is not to be run now, or not by us.
+    """
+    token, lease, asked = uuid4(), timedelta(seconds=settings().LEASE), list[float]()
+
+    def once() -> Job | None:
+        asked.append(time.monotonic())
+        found = lifecycle.claim(job_id, token=token, worker=worker, pid=os.getpid(), lease=lease)
+        if found is None and (found := _claimed_before(job_id, token)) is not None:
+            asked.append(asked[-2:][0])  # the answer to the time before was lost: the lease began then
+        return found
+
+    job: Job | None = patiently(once)
     if job is None:
         patiently(lambda: refuse(job_id))
         raise Ignore(f"job {job_id} is not to be run now")
-    return job
+    return job, asked[-1]
 
 
-def _claim(job_id: UUID, token: UUID, worker: str, lease: timedelta) -> Job | None:
-    job = lifecycle.claim(job_id, token=token, worker=worker, pid=os.getpid(), lease=lease)
-    if job is not None:
-        return job
-    # A claim whose commit was lost on its way back is ours all the same.
+def _claimed_before(job_id: UUID, token: UUID) -> Job | None:
+    """A claim whose commit was lost on its way back is ours all the same."""
     found = lifecycle.seen(job_id)
     return found if found is not None and found.token == token and found.state == State.RUNNING else None
 
@@ -100,9 +108,9 @@ def refuse(job_id: UUID) -> None:
         return
 
 
-def run(task: Any, job: Job, says: Declaration) -> Outcome:
-    """Run the body, whatever it does."""
-    with heartbeat.watching(job) as watched:
+def run(task: Any, job: Job, says: Declaration, leased: float) -> Outcome:
+    """Run the body, whatever it does; its lease began at ``leased``, by the monotonic clock."""
+    with heartbeat.watching(job, leased) as watched:
         try:
             upgraded = payload.upgrade(
                 payload.decode(job.payload), job.version, says.version, says.upcasters or {}, job.task

@@ -108,9 +108,9 @@ _threads: list[threading.Thread] = []
 
 
 @contextmanager
-def watching(job: Job) -> Iterator[Watched]:
-    """Keep a job's lease while the block runs, and interrupt the block when it must stop."""
-    entry = Watched(job, threading.get_ident())
+def watching(job: Job, leased: float | None = None) -> Iterator[Watched]:
+    """Keep a job's lease, which began at ``leased``, while the block runs; interrupt the block when it must stop."""
+    entry = Watched(job, threading.get_ident(), renewed=time.monotonic() if leased is None else leased)
     try:
         _enter(entry)
         yield entry
