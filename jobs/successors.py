@@ -235,13 +235,19 @@ def _release_body(body: Job, results: list[Any]) -> None:
 
 
 def _fail_body(body: Job, fanin: FanIn) -> None:
-    first = fanin.failed[0]
     finish(
         body, State.FAILED, "a member of its chord did not complete",
         error_type=f"{DependencyFailed.__module__}.{DependencyFailed.__qualname__}",
-        error_message=f"{len(fanin.failed)} of {fanin.size} members did not complete; the first is {first}. "
-        "Replay it: this job is replayed with it.",
+        error_message=f"{len(fanin.failed)} of {fanin.size} members did not complete; {_remedy(fanin.failed[0])}",
     )  # fmt: skip
+
+
+def _remedy(member: str) -> str:
+    """What an operator can do for a chord's body: a failed member can be replayed, a cancelled one cannot."""
+    job = lifecycle.seen(UUID(member))
+    if job is not None and job.state == State.CANCELLED:
+        return f"the first, {member}, was cancelled. Replay this job with a payload of its own, or discard it."
+    return f"the first is {member}. Replay it: this job is replayed with it."
 
 
 def _again(body: Job) -> Job:
