@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.docs.material import ROOT, Page, page, pages
+from tests.docs.material import Page, page, pages
 
 INTERNAL = [(p, link) for p in pages() for link in p.links if "://" not in link]
 
