@@ -83,10 +83,10 @@ def test_a_tick_rescues_expires_and_forces(sent: list[str]) -> None:
 def test_a_chore_that_fails_does_not_keep_the_others_from_their_turn(
     sent: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from jobs import outbox
+    from jobs import reconcile
 
     lost = running(add.delay(1, 2).id, lease=-1)
-    monkeypatch.setattr(outbox, "release", lambda: 1 / 0)
+    monkeypatch.setattr(reconcile, "release", lambda: 1 / 0)
     conductor = Conductor()
     monkeypatch.setattr(conductor, "stopping", Stopping(after=3))
     conductor.run()
