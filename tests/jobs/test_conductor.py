@@ -90,7 +90,8 @@ def test_a_chore_that_fails_does_not_keep_the_others_from_their_turn(
     conductor = Conductor()
     monkeypatch.setattr(conductor, "stopping", Stopping(after=3))
     conductor.run()
-    assert fresh(lost).state == State.RETRYING
+    # Not its state: the conductor of the module's platform, if that runs already, moves it on.
+    assert fresh(lost).losses == 1
 
 
 class Stopping:
