@@ -28,9 +28,7 @@ def started_role() -> str:
 def web() -> str:
     """What is wrong with the web process, asked for its login page as a browser would ask."""
     first_host = os.environ.get("ALLOWED_HOSTS", "").split(",")[0].strip().lstrip(".*")
-    return http_problem(
-        int(os.environ.get("PROBE_WEB_PORT", "8000")), "/admin/login/", first_host or "localhost"
-    )
+    return http_problem(int(os.environ.get("PROBE_WEB_PORT", "8000")), "/admin/login/", first_host or "localhost")
 
 
 def flower() -> str:

@@ -101,6 +101,4 @@ def test_without_a_secret_compose_refuses_to_start(secret):
 
 
 def test_the_password_of_flower_is_known_to_flower_alone():
-    assert [name for name in SERVICES if "FLOWER_BASIC_AUTH" in SERVICES[name].get("environment", {})] == [
-        "flower"
-    ]
+    assert [name for name in SERVICES if "FLOWER_BASIC_AUTH" in SERVICES[name].get("environment", {})] == ["flower"]

@@ -8,9 +8,7 @@ from tests.deploy.material import COMPOSE, DEPLOY, GUIDE, ROOT, UNITS, example
 
 SECRETS = {"SECRET_KEY", "FLOWER_BASIC_AUTH", "POSTGRES_PASSWORD"}
 FILES = sorted(
-    path
-    for path in DEPLOY.rglob("*")
-    if path.is_file() and path.name != ".env" and "__pycache__" not in path.parts
+    path for path in DEPLOY.rglob("*") if path.is_file() and path.name != ".env" and "__pycache__" not in path.parts
 )
 # Read by the programs themselves: gunicorn and Flower.
 KNOWN_TO_PROGRAMS = {"WEB_CONCURRENCY", "FLOWER_BASIC_AUTH"}

@@ -29,12 +29,7 @@ def instructions(name):
 
 def copied():
     """What the image takes from the repository."""
-    return {
-        path.rstrip("/")
-        for line in instructions("COPY")
-        if "--from" not in line
-        for path in line.split()[:-1]
-    }
+    return {path.rstrip("/") for line in instructions("COPY") if "--from" not in line for path in line.split()[:-1]}
 
 
 def copied_at_runtime():
@@ -164,9 +159,7 @@ def test_options_after_the_name_reach_the_process(stage):
 
 
 def test_any_other_command_is_run_as_it_is(stage):
-    assert start(stage, "python", "manage.py", "jobs", "stats").stdout.startswith(
-        "python manage.py jobs stats ["
-    )
+    assert start(stage, "python", "manage.py", "jobs", "stats").stdout.startswith("python manage.py jobs stats [")
 
 
 def test_a_worker_takes_sigterm_as_soft_shutdown(stage):

@@ -88,9 +88,7 @@ def test_there_may_be_any_number_of_workers():
     assert "--hostname worker%i@%H" in directives(NAMES["worker"])["ExecStart"][0]
 
 
-@pytest.mark.parametrize(
-    ("name", "listening"), [("web", "--bind 127.0.0.1:"), ("flower", "--address=127.0.0.1 ")]
-)
+@pytest.mark.parametrize(("name", "listening"), [("web", "--bind 127.0.0.1:"), ("flower", "--address=127.0.0.1 ")])
 def test_what_listens_listens_on_loopback(name, listening):
     assert listening in directives(NAMES[name])["ExecStart"][0]
 

@@ -104,9 +104,8 @@ class Shop:
     def __init__(self, folder: Path, installed: Path, broker: str) -> None:
         self.folder = folder
         kept = {name: value for name, value in os.environ.items() if name not in _OURS}
-        self.environ = kept | {
-            "PYTHONPATH": f"{folder}{os.pathsep}{installed}", "DJANGO_SETTINGS_MODULE": "shop.settings", "BROKER": broker,
-        }  # fmt: skip
+        path = f"{folder}{os.pathsep}{installed}"
+        self.environ = kept | {"PYTHONPATH": path, "DJANGO_SETTINGS_MODULE": "shop.settings", "BROKER": broker}
 
     def run(self, *command: str) -> str:
         """Run a command in the project; return what it printed."""
