@@ -40,14 +40,21 @@ def _contents(job: Job) -> dict[str, Any]:
 
 
 def _headers(job: Job) -> dict[str, Any]:
-    carried = payload.from_json(job.delivery) if job.delivery else {}
     return {
-        **{name: str(value) for name, value in carried.items()},
+        **_carried(job.delivery),
         "priority": job.priority, "key": job.key, "tags": job.tags, "metadata": job.metadata,
         "correlation_id": job.correlation_id, "parent_id": _text(job.parent_id), "root_id": _text(job.root_id),
         "group_id": _text(job.group_id), "replay_of": _text(job.replay_of_id), "schedule": job.schedule,
         "created_at": _text(job.created_at), "max_attempts": job.max_attempts,
     }  # fmt: skip
+
+
+def _carried(delivery: str) -> dict[str, str]:
+    """What the message carried, as text; a letter is made even of what cannot be read."""
+    try:
+        return {name: str(value) for name, value in payload.from_json(delivery).items()} if delivery else {}
+    except (ValueError, TypeError, AttributeError):
+        return {"unreadable": delivery[:1000]}
 
 
 def _attempts(job: Job) -> list[dict[str, Any]]:

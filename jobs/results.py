@@ -15,6 +15,7 @@ from django.apps import apps
 from jobs import control, errbacks, lifecycle, payload, successors
 from jobs.errors import Refused
 from jobs.models import Job
+from jobs.publisher import HEADER, UNTRACKED
 from jobs.states import CELERY_STATE, State
 
 
@@ -132,10 +133,11 @@ class JobBackend(BaseBackend):
 
     def _is_tracked(self, task_id: str, request: Any) -> bool:
         if request is not None:
-            header = request.get("mainstay")
-            if header is None and request.get("chord"):
+            # Of an unknown task Celery gives no more than a bunch of attributes.
+            header = getattr(request, HEADER, None)
+            if header is None and getattr(request, "chord", None):
                 return False  # a chord that began before we were installed: its own backend counts it
-            if header not in (None, {"tracked": False}):
+            if header not in (None, UNTRACKED):
                 return True
         return _job(task_id) is not None
 
