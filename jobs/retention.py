@@ -114,7 +114,12 @@ def _let_go(ids: list[UUID]) -> None:
         if getattr(relation.related_model, "deleted_with_jobs", False):
             rows = relation.related_model._base_manager.using(lifecycle.alias())
             _delete(rows.filter(**{f"{relation.field.name}__in": ids}))
-    _delete(Job.objects.using(lifecycle.alias()).filter(pk__in=ids))
+    jobs = Job.objects.using(lifecycle.alias())
+    chords = set(jobs.filter(pk__in=ids, fanin_id__isnull=False).values_list("fanin_id", flat=True))
+    _delete(jobs.filter(pk__in=ids))
+    if chords:
+        left = jobs.filter(fanin_id__in=chords).values("fanin_id")
+        FanIn.objects.using(lifecycle.alias()).filter(pk__in=chords).exclude(pk__in=left).delete()
 
 
 def _delete(rows: models.QuerySet[Any]) -> None:

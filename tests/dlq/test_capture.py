@@ -99,3 +99,10 @@ def test_the_database_refuses_a_closed_letter_that_does_not_say_when() -> None:
     letter = dead()
     with pytest.raises(IntegrityError, match="closed_letters_say_when"), transaction.atomic():
         DeadLetter.objects.filter(pk=letter.pk).update(status=Status.RESOLVED)
+
+
+def test_a_letter_is_made_even_of_what_cannot_be_read() -> None:
+    job = boom.delay("odd")
+    Job.objects.filter(pk=job.id).update(delivery="{")
+    attempt(job.id)
+    assert DeadLetter.objects.get(job_id=job.id).headers["unreadable"] == "{"

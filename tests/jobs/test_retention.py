@@ -14,7 +14,7 @@ from dlq import replay
 from dlq.models import DeadLetter
 from jobs import retention
 from jobs.errors import Refused
-from jobs.models import Attempt, Job
+from jobs.models import Attempt, FanIn, Job
 from jobs.states import FINAL, State
 from tests.platform import attempt, drain, fresh, hurry
 from tests.sample.models import Audit, Campaign, Purchase, Remark
@@ -171,3 +171,11 @@ def test_a_prune_without_an_age_is_refused(older_than: Any) -> None:
 def test_a_prune_of_jobs_that_are_not_final_is_refused(states: list[State]) -> None:
     with pytest.raises(Refused, match="Only finished jobs can be pruned"):
         retention.prune(DAY, states=states)
+
+
+def test_the_count_of_a_chord_goes_with_its_last_member() -> None:
+    chord([add.s(1, 1), add.s(2, 2)], total.s()).apply_async()
+    drain()
+    age(2)
+    assert retention.prune(DAY) == 3
+    assert not FanIn.objects.exists()
