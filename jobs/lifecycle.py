@@ -124,13 +124,17 @@ def move_all(
 def reserve_due(limit: int) -> list[Job]:
     """Mark up to ``limit`` due jobs as reserved, most urgent first; return them to be sent."""
     waiting = ", ".join(f"'{state.value}'" for state in sorted(WAITING))
-    skip = " FOR UPDATE SKIP LOCKED" if database().features.has_select_for_update_skip_locked else ""
     due = (
         f"SELECT id FROM {_table()} WHERE finished_at IS NULL AND due_at <= {_clock()} AND state IN ({waiting}) "
-        f"AND cancel_requested_at IS NULL AND {not_paused()} ORDER BY priority, due_at LIMIT {int(limit)}{skip}"
+        f"AND cancel_requested_at IS NULL AND {not_paused()} ORDER BY priority, due_at LIMIT {int(limit)}"
     )
+    if database().features.has_select_for_update_skip_locked:
+        # As an array, or PostgreSQL may run the subquery once per row, and each run skips what the last one locked.
+        chosen = f"id = ANY(ARRAY({due} FOR UPDATE SKIP LOCKED))"
+    else:
+        chosen = f"id IN ({due})"
     changes = {"state": State.RESERVED, "reason": "", "sent_at": NOW, "sends": Plus(1)}
-    rows: list[Job] = _update(changes, f"state IN ({waiting}) AND id IN ({due})", [], returning=True)
+    rows: list[Job] = _update(changes, f"state IN ({waiting}) AND {chosen}", [], returning=True)
     return sorted(rows, key=lambda job: (job.priority, job.due_at or job.created_at))
 
 
