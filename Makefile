@@ -18,7 +18,7 @@ help: ## List the commands
 
 .PHONY: demo
 demo: $(READY) ## Run the platform with real work (DATABASE=postgres; ONCE=1 ends when all has settled)
-	@$(RUN) -m project.supervise --database $(or $(DATABASE),sqlite) $(if $(filter 1 yes true,$(ONCE)),--once)
+	@$(RUN) -m project.supervise --database $(or $(DATABASE),sqlite) $(if $(filter-out 0 no false,$(ONCE)),--once)
 
 .PHONY: test
 test: $(READY) ## Run the tests on SQLite, then those that touch a database on PostgreSQL (ARGS="-k name")

@@ -9,6 +9,7 @@ from celery.canvas import maybe_signature
 
 from jobs import payload, publisher
 from jobs.conf import current as settings
+from jobs.errors import OptionError
 
 
 def kept(options: dict[str, Any], name: str, *, held: bool = False) -> str:
@@ -18,7 +19,7 @@ def kept(options: dict[str, Any], name: str, *, held: bool = False) -> str:
     """
     follows: dict[str, Any] = {
         "links": _listed(options.get("link")), "errors": _listed(options.get("link_error")),
-        "chain": list(options.get("chain") or ()),
+        "chain": _listed(options.get("chain")),
     }  # fmt: skip
     if held:
         follows["held"] = {name: options[name] for name in ("key", "countdown", "eta") if options.get(name) is not None}
@@ -30,7 +31,11 @@ def kept(options: dict[str, Any], name: str, *, held: bool = False) -> str:
 def _listed(value: Any) -> list[Any]:
     if value is None:
         return []
-    return list(value) if isinstance(value, list | tuple) else [value]
+    signatures = list(value) if isinstance(value, list | tuple) else [value]
+    for one in signatures:
+        if not isinstance(one, dict) or "task" not in one:
+            raise OptionError(f"link, link_error and chain take signatures such as add.s(1), not {one!r}.")
+    return signatures
 
 
 def signature(content: Any) -> Any:

@@ -14,7 +14,7 @@ from celery.canvas import _chord, group  # type: ignore[attr-defined]
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
 
-from jobs import publisher
+from jobs import conf, publisher, ready
 from jobs.publisher import HEADER, UNTRACKED, Publisher
 
 TASK_CLASS = "jobs.tracked:Tracked"
@@ -87,6 +87,7 @@ def _refuse_a_second(app: Any) -> None:
 
 def _send_task(app: Any, send_task: Any, name: str, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
     """Celery's ``send_task``, with a job in place of a message."""
+    ready.ensure()
     from jobs import intake
 
     task = options.get("task_type") or app._tasks.get(name)
@@ -153,6 +154,10 @@ def _before_work(instance: Any, **_: Any) -> None:
 
     if not getattr(instance.app, "mainstay_installed", False):
         return
+    try:
+        conf.current()
+    except ImproperlyConfigured as error:
+        raise SystemExit(f"The worker does not start: {error}") from None
     _adopt_tasks(instance.app)
     worker.survive_lost_brokers()
     worker.report_in_background(instance)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from django.utils import timezone
 
 from jobs import conf, context, idempotency, options, payload
-from jobs.errors import OptionError
+from jobs.errors import OptionError, PayloadError
 from jobs.idempotency import NO_KEY, WHILE_UNFINISHED, KeyScope
 from jobs.ids import new_id
 from jobs.lifecycle import NOW, Clock
@@ -105,8 +106,17 @@ def draft(
     _time(job, given, app_timezone, late=handed_on)
     job.queue = _queue(given, says)
     job.delivery = _delivery(given)
-    fill(job, says, Payload(tuple(args or ()), dict(kwargs or {})), given.get("key"), handed_on=handed_on)
+    fill(job, says, _payload(name, args, kwargs), given.get("key"), handed_on=handed_on)
     return job
+
+
+def _payload(name: str, args: Any, kwargs: Any) -> Payload:
+    """The arguments of a call, once it is known that they are a list and a mapping by name."""
+    if not isinstance(args, list | tuple | None):
+        raise PayloadError(f"args of {name} must be a list or a tuple, not {args!r}.")
+    if not isinstance(kwargs, Mapping | None) or not all(isinstance(key, str) for key in kwargs or ()):
+        raise PayloadError(f"kwargs of {name} must be a dictionary by parameter name, not {kwargs!r}.")
+    return Payload(tuple(args or ()), dict(kwargs or {}))
 
 
 def fill(job: Job, says: Declaration, content: Payload, key: str | None = None, *, handed_on: bool = False) -> None:
@@ -210,8 +220,13 @@ def _by_clock(value: timedelta | datetime | None) -> Any:
 
 
 def _queue(given: dict[str, Any], says: Declaration) -> str:
-    queue = given.get("queue") or says.queue
-    return str(getattr(queue, "name", queue) or "")
+    queue = given.get("queue")
+    if queue is None:
+        return says.queue or ""
+    name = getattr(queue, "name", queue)
+    if not isinstance(name, str) or not name.strip() or name != name.strip():
+        raise OptionError(f"queue must be the name of a queue, not {queue!r}.")
+    return name
 
 
 def _delivery(given: dict[str, Any]) -> str:

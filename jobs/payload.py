@@ -50,6 +50,9 @@ def _is_later(value: Any) -> bool:
     return isinstance(value, Mapping) and set(value) == {LATER}
 
 
+_SHAPE = 'A payload is a JSON object {"args": [...], "kwargs": {...}}'
+
+
 def encode(payload: Payload) -> str:
     """The payload as JSON text (kombu's types: datetime, UUID, Decimal, bytes).
 
@@ -66,11 +69,14 @@ def decode(text: str) -> Payload:
     """
     try:
         content = from_json(text)
-        return Payload(tuple(content["args"]), dict(content["kwargs"]))
-    except (ValueError, KeyError, TypeError) as error:
-        raise PayloadError(
-            'A payload is a JSON object {"args": [...], "kwargs": {...}}; this text is not: ' + str(error)
-        ) from None
+    except (ValueError, TypeError) as error:
+        raise PayloadError(f"{_SHAPE}; this text is not JSON: {error}.") from None
+    if not isinstance(content, dict) or set(content) != {"args", "kwargs"}:
+        raise PayloadError(f'{_SHAPE}; this text does not have just "args" and "kwargs".')
+    args, kwargs = content["args"], content["kwargs"]
+    if not isinstance(args, list) or not isinstance(kwargs, dict):
+        raise PayloadError(f'{_SHAPE}; here "args" is not a list or "kwargs" not an object.')
+    return Payload(tuple(args), kwargs)
 
 
 def to_json(value: Any) -> str:

@@ -33,6 +33,11 @@ def repeat(original: Job, content: Payload | None = None) -> Job:
     return kept
 
 
+def check(original: Job, content: Payload) -> None:
+    """Raise ``PayloadError`` where a payload does not fit the task of a job; nothing is written."""
+    drafts.fill(drafts.copy(original), drafts.declaration(original.task, declared.task(original.task)), content)
+
+
 def _follow_again(follower: Job) -> Job:
     """Repeat a job that failed as the one which had its key: it follows the replay of that one."""
     had_key = follower.follows_id

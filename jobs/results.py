@@ -1,9 +1,12 @@
-"""Results of tracked tasks are read off their jobs; everything else is left to the backend below."""
+"""Results of tracked tasks are read off their jobs; everything else is left to the backend below.
+
+Celery needs these classes before Django's apps are ready, so what knows the models is imported when it is first needed.
+"""
 
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from celery.app import backends
@@ -12,11 +15,13 @@ from celery.backends.base import BaseBackend
 from celery.exceptions import TaskRevokedError
 from django.apps import apps
 
-from jobs import control, errbacks, lifecycle, payload, successors
+from jobs import payload, ready
 from jobs.errors import Refused
-from jobs.models import Job
 from jobs.publisher import HEADER, UNTRACKED
 from jobs.states import CELERY_STATE, State
+
+if TYPE_CHECKING:
+    from jobs.models import Job
 
 
 class Control(CeleryControl):
@@ -35,6 +40,8 @@ def _cancelled(task_id: Any) -> bool:
     """Cancel a job, where there is one; whether there is."""
     job = _job(task_id)
     if job is not None:
+        from jobs import control
+
         with suppress(Refused):
             control.cancel(job.pk, reason="revoked", by="celery")
     return job is not None
@@ -84,11 +91,15 @@ class JobBackend(BaseBackend):
 
     def apply_chord(self, header_result_args: Any, body: Any, **kwargs: Any) -> None:
         """Begin a chord: recorded, held and counted by us."""
+        from jobs import successors
+
         group_id, results = header_result_args
         successors.open_fanin(UUID(str(group_id)), max(1, len(list(results))), body)
 
     def set_chord_size(self, group_id: Any, chord_size: int) -> None:
         """The number of members, once Celery has counted them."""
+        from jobs import successors
+
         successors.resize_fanin(UUID(str(group_id)), chord_size)
 
     def on_chord_part_return(self, request: Any, state: str, result: Any, **kwargs: Any) -> None:
@@ -158,6 +169,8 @@ class JobBackend(BaseBackend):
         if job.state == State.CANCELLED:
             return TaskRevokedError(job.reason)
         if job.state in (State.FAILED, State.RETRYING):
+            from jobs import errbacks
+
             return errbacks.error_of(job)
         progress = job.progress or {}
         return progress.get("meta", progress)
@@ -168,4 +181,8 @@ def _job(task_id: Any) -> Job | None:
         job_id = UUID(str(task_id))
     except ValueError:
         return None
+    ready.ensure()
+    from jobs import lifecycle
+    from jobs.models import Job
+
     return Job.objects.using(lifecycle.alias()).filter(pk=job_id).first()

@@ -115,7 +115,8 @@ def _let_go(ids: list[UUID]) -> None:
             rows = relation.related_model._base_manager.using(lifecycle.alias())
             _delete(rows.filter(**{f"{relation.field.name}__in": ids}))
     jobs = Job.objects.using(lifecycle.alias())
-    chords = set(jobs.filter(pk__in=ids, fanin_id__isnull=False).values_list("fanin_id", flat=True))
+    found = jobs.filter(pk__in=ids, fanin_id__isnull=False).values_list("fanin_id", flat=True)
+    chords = {fanin_id for fanin_id in found if fanin_id is not None}
     _delete(jobs.filter(pk__in=ids))
     if chords:
         left = jobs.filter(fanin_id__in=chords).values("fanin_id")

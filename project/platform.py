@@ -199,7 +199,8 @@ class Platform:
         with contextlib.suppress(Interrupted):
             for name, patience in PATIENCE.items():
                 if child := self.children.get(name):
-                    self.say(f"stopping {name}")
+                    waits = " (up to 30 s for its running jobs; Ctrl-C again ends at once)" if name == "worker" else ""
+                    self.say(f"stopping {name}{waits}")
                     processes.end(child, signal.SIGTERM, patience)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)

@@ -11,8 +11,8 @@ from typing import Any
 from django import forms
 
 from dlq.models import DeadLetter
-from jobs import shown
-from jobs.errors import PayloadError
+from jobs import replays, shown
+from jobs.errors import JobsError, PayloadError
 from jobs.masking import unmask
 from jobs.payload import Payload, decode
 
@@ -63,7 +63,16 @@ class ReplayForm(forms.Form):
         except PayloadError as error:
             raise forms.ValidationError(str(error)) from None
         self.edited = content if self.editable and restored != original else None
+        if self.edited is not None:
+            self._check(self.edited)
         return text
+
+    def _check(self, content: Payload) -> None:
+        """Refuse a payload that does not fit the task, before it is reviewed."""
+        try:
+            replays.check(self.letter.job, content)
+        except JobsError as error:
+            raise forms.ValidationError(str(error)) from None
 
     @property
     def reason(self) -> str:

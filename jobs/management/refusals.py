@@ -8,7 +8,7 @@ from typing import Final
 
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import CommandError
-from django.db import InterfaceError, OperationalError, ProgrammingError
+from django.db import DatabaseError, InterfaceError, ProgrammingError
 
 from jobs import declared, lifecycle
 from jobs.errors import BrokerUnavailable, JobsError, OptionError
@@ -31,7 +31,7 @@ def as_sentences() -> Iterator[None]:
         raise mistaken(one_line(error)) from error
     except (JobsError, ImproperlyConfigured) as error:
         raise CommandError(one_line(error)) from error
-    except (OperationalError, InterfaceError, ProgrammingError) as error:
+    except (DatabaseError, InterfaceError) as error:
         raise _of_database(error) from error
     except KeyboardInterrupt:
         raise CommandError("Stopped.", returncode=130) from None

@@ -8,9 +8,10 @@ from typing import Any
 
 from django.core.management.base import BaseCommand
 
-from jobs import declared, lifecycle
+from jobs import declared, lifecycle, publisher
 from jobs.conductor import OFFICE, Conductor
-from jobs.management.refusals import as_sentences
+from jobs.errors import BrokerUnavailable
+from jobs.management.refusals import as_sentences, broker_address, one_line
 from jobs.models import Leader
 
 
@@ -43,6 +44,11 @@ class Command(BaseCommand):
             signal.signal(number, lambda *_: conductor.stopping.set())
         self.stdout.write(f"conductor {conductor.name} started")
         self.stdout.flush()
+        try:
+            publisher.in_use().depth(publisher.in_use().app.conf.task_default_queue)
+        except BrokerUnavailable as error:
+            said = f"The broker {broker_address()} cannot be reached: {one_line(error)} The conductor goes on trying."
+            self.stderr.write(said)
         conductor.run()
         self.stdout.write("conductor stopped")
 
