@@ -40,8 +40,7 @@ class Reader:
     def forget(self, module: str) -> None:
         """What a restart of the worker would forget."""
         sys.modules.pop(module, None)
-        for name in [name for name in app.tasks if name.startswith(f"{module}.")]:
-            del app.tasks[name]
+        forget_tasks(f"{module}.")
 
     def run(self, block: Block) -> None:
         # Blank lines in front, so that a traceback names the line of the page.
@@ -64,9 +63,17 @@ def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, transactional_db: No
     yield Reader(tmp_path)
     for name in set(app.tasks) - set(kept_tasks):
         del app.tasks[name]
+    forget_tasks("shop.")
     _state._on_app_finalizers.intersection_update(kept_finalizers)
     for name in [name for name in sys.modules if name == "shop" or name.startswith("shop.")]:
         sys.modules.pop(name)
+
+
+def forget_tasks(prefix: str) -> None:
+    """Take tasks out of every app that is left in this process: a shared task registers with all of them."""
+    for each in list(_state._get_active_apps()):
+        for name in [name for name in each._tasks if name.startswith(prefix)]:
+            del each._tasks[name]
 
 
 def answer(url: str, **asked: Any) -> httpx.Response:
