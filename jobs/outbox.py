@@ -12,7 +12,7 @@ from uuid import UUID
 from django.db import transaction
 from kombu import compression
 
-from jobs import keys, lifecycle, publisher
+from jobs import declared, keys, lifecycle, publisher
 from jobs.conf import current as settings
 from jobs.errors import BrokerUnavailable, OptionError, Unsendable
 from jobs.idempotency import WHILE_UNFINISHED, KeyScope
@@ -177,14 +177,13 @@ def check_sendable(options: dict[str, Any], name: str) -> None:
         raise OptionError(f"{name} wants an unknown compression {wanted!r}. There are: {known}.") from None
 
 
-def queue_of(declared: str, name: str, task: Any, options: dict[str, Any]) -> str:
+def queue_of(wanted: str, name: str, task: Any, options: dict[str, Any]) -> str:
     """The queue of a job: as the call or the task says, else as Celery routes it.
 
     Raises ``OptionError`` for a queue that the project does not declare.
     """
-    app = publisher.in_use().app
-    known = set(settings().QUEUES) or (set(app.amqp.queues) if app.conf.task_queues else set())
-    queue = declared or _routed(app, name, task, options)
+    known = declared.queues()
+    queue = wanted or _routed(publisher.in_use().app, name, task, options)
     if known and queue not in known:
         raise OptionError(f"{name} names an unknown queue {queue!r}. The project has: {', '.join(sorted(known))}.")
     return queue
