@@ -218,6 +218,86 @@ class Worker(models.Model):
         return self.name
 
 
+class Checkpoint(models.Model):
+    """What a body had finished when it said so: a named step's result, or a cursor; the next attempt reads it."""
+
+    job = models.ForeignKey(Job, on_delete=models.CASCADE, related_name="checkpoints")
+    name = models.CharField(max_length=200)
+    value = models.TextField(help_text="as JSON")
+    attempt = models.PositiveIntegerField(help_text="number of the attempt that wrote it")
+    written_at = models.DateTimeField()
+
+    class Meta:
+        ordering: ClassVar = ["written_at", "id"]
+        default_permissions = ("view",)
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["job", "name"], name="one_checkpoint_per_name"),
+        ]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Schedule(models.Model):
+    """What Mainstay knows of a schedule of beat: what to do about missed fires, and until when it was decided."""
+
+    class Misfire(models.TextChoices):
+        """What becomes of the fires that were missed."""
+
+        SKIP = "skip", _("skip")
+        ONCE = "once", _("once")
+        ALL = "all", _("all")
+
+    name = models.CharField(max_length=200, primary_key=True)
+    misfire = models.CharField(max_length=4, choices=Misfire.choices, default=Misfire.ONCE)
+    decided_until = models.DateTimeField(null=True, blank=True, help_text="every fire up to then is in the ledger")
+    changed_at = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        default_permissions = ("view", "change")
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Tick(models.Model):
+    """One fire of one schedule: fired once, by whichever beat came first, or left out by the schedule's policy."""
+
+    schedule = models.CharField(max_length=200)
+    fire_at = models.DateTimeField(help_text="when it was due")
+    job_id = models.UUIDField(null=True, blank=True, help_text="the job it became; none where the policy left it out")
+    decided_at = models.DateTimeField()
+
+    class Meta:
+        ordering: ClassVar = ["-fire_at"]
+        default_permissions = ("view",)
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["schedule", "fire_at"], name="one_tick_per_schedule_and_time"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.schedule} {self.fire_at:%Y-%m-%d %H:%M:%S}"
+
+
+class Epoch(models.Model):
+    """The marker that was last left in a broker: one that came back without it, or with an older one, lost messages."""
+
+    broker = models.CharField(max_length=100, primary_key=True)
+    server = models.CharField(max_length=100, blank=True, default="", help_text="the run of the server that held it")
+    serial = models.BigIntegerField(default=0)
+    marked_at = models.DateTimeField(null=True, blank=True)
+    suspect_until = models.DateTimeField(
+        null=True, blank=True, help_text="what was sent from suspect_since up to then is to be sent again"
+    )
+    suspect_since = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        default_permissions = ("view",)
+
+    def __str__(self) -> str:
+        return f"{self.broker}: {self.serial}"
+
+
 class Leader(models.Model):
     """Who leads, until when: one row per office."""
 
