@@ -35,6 +35,13 @@ class Plus:
     amount: int
 
 
+@dataclass(frozen=True, slots=True)
+class Column:
+    """What another column of the same row holds."""
+
+    name: str
+
+
 logger = logging.getLogger("jobs.lifecycle")
 
 NOW = Clock()
@@ -121,6 +128,20 @@ def move_all(
     return int(_update(changes, f"state IN ({marks}) AND ({where})", [*(s.value for s in seen), *parameters]))
 
 
+def move_slice(
+    seen: State, target: State, where: str, parameters: Sequence[Any], reason: str, limit: int, **changes: Any
+) -> int:
+    """Move up to ``limit`` unfinished jobs in the state ``seen`` for which the SQL ``where`` holds; return how many."""
+    chosen = f"SELECT id FROM {_table()} WHERE finished_at IS NULL AND state = %s AND ({where}) LIMIT {int(limit)}"
+    return move_all([seen], target, _one_of(chosen), [seen.value, *parameters], reason, **changes)
+
+
+def mark_sent(jobs: Sequence[Job]) -> None:
+    """Note that reserved jobs are only now on their way to the broker."""
+    marks = ", ".join(["%s"] * len(jobs))
+    _update({"sent_at": NOW}, f"state = %s AND id IN ({marks})", [State.RESERVED.value, *(_id(job.pk) for job in jobs)])
+
+
 def reserve_due(limit: int) -> list[Job]:
     """Mark up to ``limit`` due jobs as reserved, most urgent first; return them to be sent."""
     waiting = ", ".join(f"'{state.value}'" for state in sorted(WAITING))
@@ -128,14 +149,17 @@ def reserve_due(limit: int) -> list[Job]:
         f"SELECT id FROM {_table()} WHERE finished_at IS NULL AND due_at <= {_clock()} AND state IN ({waiting}) "
         f"AND cancel_requested_at IS NULL AND {not_paused()} ORDER BY priority, due_at LIMIT {int(limit)}"
     )
+    changes = {"state": State.RESERVED, "reason": "", "sent_at": NOW, "sends": Plus(1)}
+    rows: list[Job] = _update(changes, f"state IN ({waiting}) AND {_one_of(due)}", [], returning=True)
+    return sorted(rows, key=lambda job: (job.priority, job.due_at or job.created_at))
+
+
+def _one_of(chosen: str) -> str:
+    """SQL that holds for the rows that a query chose, but for those that somebody else has locked."""
     if database().features.has_select_for_update_skip_locked:
         # As an array, or PostgreSQL may run the subquery once per row, and each run skips what the last one locked.
-        chosen = f"id = ANY(ARRAY({due} FOR UPDATE SKIP LOCKED))"
-    else:
-        chosen = f"id IN ({due})"
-    changes = {"state": State.RESERVED, "reason": "", "sent_at": NOW, "sends": Plus(1)}
-    rows: list[Job] = _update(changes, f"state IN ({waiting}) AND {chosen}", [], returning=True)
-    return sorted(rows, key=lambda job: (job.priority, job.due_at or job.created_at))
+        return f"id = ANY(ARRAY({chosen} FOR UPDATE SKIP LOCKED))"
+    return f"id IN ({chosen})"
 
 
 def not_paused() -> str:
@@ -237,6 +261,8 @@ def _compiled(field: models.Field[Any, Any], value: Any) -> tuple[str, list[Any]
     """A value as SQL and its parameters, as the field and the database want it."""
     if isinstance(value, Clock):
         return _clock(value.delta), []
+    if isinstance(value, Column):
+        return _quoted(value.name), []
     if isinstance(value, Plus):
         return f"{_quoted(field.column)} + ({value.amount:d})", []
     return "%s", [field.get_db_prep_save(value, database())]
@@ -274,8 +300,14 @@ def _slim() -> list[models.Field[Any, Any]]:
     return [f for f in Job._meta.concrete_fields if f.name not in _FAT]
 
 
+def prepared(column: str, value: Any) -> Any:
+    """A value as a parameter of SQL, as the column and the database want it."""
+    field: Any = Job._meta.get_field(column)
+    return field.get_db_prep_value(value, database())
+
+
 def _id(value: UUID | None) -> Any:
-    return Job._meta.pk.get_db_prep_value(value, database()) if value else None
+    return prepared("id", value) if value else None
 
 
 def _table() -> str:

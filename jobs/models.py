@@ -280,16 +280,17 @@ class Tick(models.Model):
 
 
 class Epoch(models.Model):
-    """The marker that was last left in a broker: one that came back without it, or with an older one, lost messages."""
+    """The marker last left in a broker. A broker that comes back with an older one, or without, has lost messages;
+    one with a newer one shows that the database itself was set back."""
 
     broker = models.CharField(max_length=100, primary_key=True)
     server = models.CharField(max_length=100, blank=True, default="", help_text="the run of the server that held it")
     serial = models.BigIntegerField(default=0)
     marked_at = models.DateTimeField(null=True, blank=True)
-    suspect_until = models.DateTimeField(
-        null=True, blank=True, help_text="what was sent from suspect_since up to then is to be sent again"
-    )
-    suspect_since = models.DateTimeField(null=True, blank=True)
+    lost_since = models.DateTimeField(null=True, blank=True, help_text="what was sent from then")
+    lost_until = models.DateTimeField(null=True, blank=True, help_text="to then may be lost, and is to be sent again")
+    forgotten_since = models.DateTimeField(null=True, blank=True, help_text="what happened from then")
+    forgotten_until = models.DateTimeField(null=True, blank=True, help_text="to then the database does not know")
 
     class Meta:
         default_permissions = ("view",)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -23,6 +24,8 @@ from jobs.states import State
 UNREACHABLE = "the broker could not be reached"
 # How often a job is tried that cannot be made into a message: once fails for a process that is being deployed.
 TRIES = 5
+# Seconds for which the mark on a row says, near enough, when its message went out.
+FRESH = 2.0
 
 _held_for: ContextVar[UUID | None] = ContextVar("mainstay_held_for", default=None)
 
@@ -102,20 +105,26 @@ def _owner(job: Job) -> UUID | None:
 
 def send_on_commit(jobs: Sequence[Job]) -> None:
     """Send when the transaction commits, at once outside of one; never when it rolls back."""
-    transaction.on_commit(lambda: send(jobs) and None, using=lifecycle.alias(), robust=True)
+    marked = time.monotonic()
+    transaction.on_commit(lambda: send(jobs, marked=marked) and None, using=lifecycle.alias(), robust=True)
 
 
-def send(jobs: Sequence[Job], give_up: Callable[[Job], Any] | None = None) -> int:
+def send(jobs: Sequence[Job], give_up: Callable[[Job], Any] | None = None, *, marked: float | None = None) -> int:
     """Hand reserved jobs to the broker; return how many went. The others are pending again.
 
+    They were marked as sent at ``marked``, by the monotonic clock; now, if it is not given.
     A failure may be ambiguous; a spare message is harmless, because the claim refuses it.
     A job that cannot be made into a message waits alone; ``give_up`` is called with one that was tried too often.
     """
     if publisher.in_use().paused:
         take_back(jobs, UNREACHABLE)
         return 0
-    sent = 0
+    sent, marked = 0, marked or time.monotonic()
     for tried, job in enumerate(jobs):
+        if time.monotonic() - marked > FRESH:
+            # A long transaction, or a slow broker: the order in which jobs were sent is evidence of what was lost.
+            lifecycle.mark_sent(jobs[tried:])
+            marked = time.monotonic()
         try:
             publisher.in_use().publish(job)
             sent += 1
@@ -146,7 +155,7 @@ def _put_off(job: Job, error: Unsendable, give_up: Callable[[Job], Any] | None) 
 def take_back(jobs: Sequence[Job], reason: str) -> None:
     """Make reserved jobs pending again, for the conductor to send."""
     marks = ", ".join(["%s"] * len(jobs))
-    ids = [Job._meta.pk.get_db_prep_value(job.pk, lifecycle.database()) for job in jobs]
+    ids = [lifecycle.prepared("id", job.pk) for job in jobs]
     lifecycle.move_all(
         [State.RESERVED],
         State.PENDING,

@@ -23,14 +23,23 @@ class Migration(migrations.Migration):
                 ("serial", models.BigIntegerField(default=0)),
                 ("marked_at", models.DateTimeField(blank=True, null=True)),
                 (
-                    "suspect_until",
+                    "lost_since",
+                    models.DateTimeField(blank=True, help_text="what was sent from then", null=True),
+                ),
+                (
+                    "lost_until",
                     models.DateTimeField(
-                        blank=True,
-                        help_text="what was sent from suspect_since up to then is to be sent again",
-                        null=True,
+                        blank=True, help_text="to then may be lost, and is to be sent again", null=True
                     ),
                 ),
-                ("suspect_since", models.DateTimeField(blank=True, null=True)),
+                (
+                    "forgotten_since",
+                    models.DateTimeField(blank=True, help_text="what happened from then", null=True),
+                ),
+                (
+                    "forgotten_until",
+                    models.DateTimeField(blank=True, help_text="to then the database does not know", null=True),
+                ),
             ],
             options={
                 "default_permissions": ("view",),
