@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from amqp.exceptions import ChannelError, NotFound, PreconditionFailed
+from amqp.exceptions import ChannelError, MessageNacked, NotFound, PreconditionFailed
 from kombu.exceptions import OperationalError
 
 from jobs import conf, payload
@@ -29,6 +29,7 @@ _AMQP = {Priority.CRITICAL: 9, Priority.HIGH: 6, Priority.NORMAL: 3, Priority.LO
 # What transports count among the broker's failures for the sake of their consumers. To a sender an unknown queue
 # (a KeyError), and a queue or an exchange that RabbitMQ has not, or has otherwise, are faults of the one message.
 _OF_THE_MESSAGE = (LookupError, NotFound, PreconditionFailed)
+NO_ROUTE = 312
 
 
 class Publisher:
@@ -57,10 +58,15 @@ class Publisher:
             self._paused_until = time.monotonic() + conf.current().SEND_PAUSE
             raise
 
-    def depth(self, queue: str) -> int:
-        """How many messages wait in a queue, of all priorities. Raises ``BrokerUnavailable``."""
+    def depth(self, queue: str, priority: int | None = None) -> int:
+        """How many messages wait in a queue. Raises ``BrokerUnavailable``.
+
+        Those of one priority are counted alone where the broker keeps a list for each; of all of them otherwise.
+        """
         try:
             channel = self._producer().channel
+            if priority is not None and hasattr(channel, "_q_for_pri"):
+                return int(channel.client.llen(channel._q_for_pri(queue, self._priority(priority))))
             declared = channel.queue_declare(queue=queue, passive=True)
             return int(declared.message_count)
         except ChannelError as error:
@@ -78,7 +84,8 @@ class Publisher:
         producer, self._kept.producer = self._producer_here(), None
         if producer is not None:
             with suppress(Exception):  # it is being thrown away because it is broken
-                producer.connection.collapse() if hasattr(producer.connection, "collapse") else producer.close()
+                # Only the socket is closed: RabbitMQ would be asked to say goodbye, and it may not answer.
+                producer.connection.collect() if self._on_amqp else producer.close()
 
     def _send_fresh_or_kept(self, job: Job) -> None:
         started, kept = time.monotonic(), self._producer_here() is not None
@@ -92,17 +99,37 @@ class Publisher:
 
     def _send(self, job: Job) -> None:
         """Try once, and keep no connection on which anything failed."""
-        producer = self._reached()
+        producer = self.reached()
         try:
-            self._send_task(**self._message(job), producer=producer)
+            self._send_declaring(self._message(job), producer)
         except Exception as raised:
             error = _unwrapped(raised)
             unavailable = isinstance(error, _failures_of(producer)) and not isinstance(error, _OF_THE_MESSAGE)
             self.forget()
             raise (BrokerUnavailable if unavailable else Unsendable)(_sentence(error)) from error
 
-    def _reached(self) -> Any:
-        """A producer that is connected: whatever fails before there is a message is no fault of the message."""
+    def _send_declaring(self, message: dict[str, Any], producer: Any) -> None:
+        """Send, and once more when it turns out that RabbitMQ does not have the queue."""
+        try:
+            self._send_task(**message, producer=producer)
+        except ChannelError as returned:
+            if not self._leads_nowhere(returned, message):
+                raise
+            self._send_task(**message, producer=self._declared(message["queue"]))
+
+    def _leads_nowhere(self, error: ChannelError, message: dict[str, Any]) -> bool:
+        """Whether RabbitMQ gave a message back because its queue, or the exchange before it, is not there."""
+        return self._on_amqp and "queue" in message and (error.code == NO_ROUTE or isinstance(error, NotFound))
+
+    def _declared(self, queue: str) -> Any:
+        """A fresh producer, once the queue is there: nobody has declared it so far, or it was deleted."""
+        self.forget()  # a late confirmation on the old channel could be taken for that of the next message
+        producer = self.reached()
+        self.app.amqp.queues[queue](producer.channel).declare()
+        return producer
+
+    def reached(self) -> Any:
+        """This thread's producer, connected. Raises ``BrokerUnavailable``."""
         try:
             producer = self._producer()
             producer.channel  # noqa: B018  (connects)
@@ -121,6 +148,7 @@ class Publisher:
         }
         if not carried.get("exchange"):
             carried["queue"] = job.queue
+            carried.update(self._in_return())
         return {
             **carried, "name": job.task, "args": list(content.args), "kwargs": content.kwargs, "task_id": str(job.pk),
             "headers": headers, "priority": self._priority(job.priority), "root_id": _text(job.root_id),
@@ -129,12 +157,25 @@ class Publisher:
             "ignore_result": True, "add_to_parent": False, "retry": False,
         }  # fmt: skip
 
+    def _in_return(self) -> dict[str, Any]:
+        """What RabbitMQ is asked for: to say at once that it has the message, or that there is no such queue.
+
+        It drops what it has no queue for, and says nothing. Queues are declared when one is missing: whoever declares
+        a queue that exists with other arguments is refused.
+        """
+        if not self._on_amqp:
+            return {}
+        seconds = conf.current().SEND_TIMEOUT
+        return {"mandatory": True, "declare": [], "timeout": seconds, "confirm_timeout": seconds}
+
     def _producer(self) -> Any:
         producer = self._producer_here()
         if producer is None:
             seconds = conf.current().SEND_TIMEOUT
             limits = {"socket_timeout": seconds, "socket_connect_timeout": seconds, "max_retries": 0,
                       "read_timeout": seconds, "write_timeout": seconds, "retry_on_timeout": False}  # fmt: skip
+            if self._on_amqp:
+                limits["confirm_publish"] = True  # without it, RabbitMQ loses messages and says nothing
             connection = self.app.connection_for_write(connect_timeout=seconds, transport_options=limits)
             producer = self.app.amqp.Producer(connection, auto_declare=False)
             self._kept.producer, self._kept.pid = producer, os.getpid()
@@ -182,7 +223,8 @@ def in_use() -> Publisher:
 def _failures_of(producer: Any) -> tuple[type[Exception], ...]:
     """The errors by which a transport says that the broker failed."""
     connection = producer.connection
-    return (OperationalError, OSError, *connection.connection_errors, *connection.channel_errors)
+    known = (OperationalError, OSError, BrokerUnavailable, MessageNacked)
+    return (*known, *connection.connection_errors, *connection.channel_errors)
 
 
 def _unwrapped(error: Exception) -> Exception:

@@ -1,21 +1,26 @@
-"""Sending again what was lost: reserved jobs whose message is in no queue and with no live worker.
+"""Sending again what was lost: reserved jobs whose message is known to be gone.
 
 What can never be sent, or is sent and never claimed, becomes a dead letter here.
 """
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from django.db.models import Min
-
-from jobs import conclusion, lifecycle, outbox, publisher, successors
+from jobs import conclusion, evidence, lifecycle, outbox, publisher, successors
+from jobs import epoch as epochs
 from jobs.conf import current as settings
 from jobs.errors import BrokerUnavailable
-from jobs.lifecycle import Clock
+from jobs.evidence import Line, Reports
+from jobs.lifecycle import Clock, Column
 from jobs.models import Job, Worker
 from jobs.states import State
+
+SLICE = 2000  # rows that one statement moves
+WATCHING = 5.0  # seconds in which each live worker reports at least once
+RESTING = 10.0  # times as long as the last look at the lines took
 
 
 def release(limit: int | None = None) -> int:
@@ -30,62 +35,118 @@ def _unsendable(job: Job) -> None:
 
 @dataclass(slots=True)
 class Reconciler:
-    """Remembers, from tick to tick, since when each queue was seen empty."""
+    """Finds messages that are known to be lost, by what it saw from tick to tick; never by age alone.
 
-    empty_since: dict[str, datetime] = field(default_factory=dict)
+    The evidence (and each look can only delay a send, never lose one):
+
+    * the broker was set back: its marker is missing, or older than it should be (``jobs.epoch``);
+    * a worker died that had reported to hold the job;
+    * the job's line was seen empty after the job was sent, and each live worker has since reported not to hold it;
+    * a job sent clearly later has left the same line, and the same reports.
+    """
+
+    empty_since: dict[Line, datetime] = field(default_factory=dict)
+    reached: dict[Line, datetime] = field(default_factory=dict)
+    reached_at: datetime | None = None
+    watching_since: float = field(default_factory=time.monotonic)
+    looked: float = field(default_factory=time.monotonic)
+    resting_until: float = 0.0
 
     def tick(self, limit: int = 500) -> int:
-        """Make pending again what is known to be lost; return how many.
-
-        The evidence: the queue was empty at a moment after the job was sent, and every live worker has since
-        reported what it holds without naming the job. Both reads can only delay a send, never lose one.
-        """
-        found = 0
-        for queue, oldest in _reserved_queues():
-            empty_at = self._empty_at(queue, oldest)
-            if empty_at is not None:
-                found += _send_again(queue, empty_at, limit)
+        """Make pending again what is known to be lost; return how many."""
+        reports = evidence.reports()
+        found = _lost_with_the_broker(reports)
+        if self._is_watching():
+            found += _lost_with_workers(reports, limit)
+        if time.monotonic() >= self.resting_until:
+            began = time.monotonic()
+            found += self._lost_from_lines(reports, limit)
+            # A million reserved jobs take a while to look through, and need not be looked through all the time.
+            self.resting_until = time.monotonic() + RESTING * (time.monotonic() - began)
         return found
 
-    def _empty_at(self, queue: str, oldest: datetime) -> datetime | None:
-        """A moment after ``oldest`` at which the queue was empty, if every live worker has reported since."""
+    def _is_watching(self) -> bool:
+        """Whether the workers had time to report: after the database was away, all of them seem dead."""
+        now = time.monotonic()
+        if now - self.looked > WATCHING:
+            self.watching_since = now
+        self.looked = now
+        return now - self.watching_since >= WATCHING
+
+    def _lost_from_lines(self, reports: Reports, limit: int) -> int:
+        suspects = evidence.suspect_lines(reports.now)
+        found = 0
+        for line, first in suspects.items():
+            empty_at = self._empty_at(line, first, reports)
+            if empty_at is not None:
+                found += _send_again(line, empty_at, reports, limit)
+        for line, left_at in self._left(reports).items() if suspects else ():
+            if line in suspects and suspects[line] < left_at:
+                found += _send_again(line, left_at, reports, limit)
+        return found
+
+    def _empty_at(self, line: Line, first: datetime, reports: Reports) -> datetime | None:
+        """A moment after ``first`` at which the line was empty, if every live worker has reported since."""
         try:
-            now = lifecycle.database_now()
-            if publisher.in_use().depth(queue):
-                self.empty_since.pop(queue, None)
+            if publisher.in_use().depth(line.queue, line.priority):
+                self.empty_since.pop(line, None)
                 return None
         except BrokerUnavailable:
-            self.empty_since.pop(queue, None)
+            self.empty_since.pop(line, None)
             return None
-        since = self.empty_since.setdefault(queue, now)
-        if since <= oldest:
-            since = self.empty_since[queue] = now
-        return since if _all_reported_since(since, now) else None
+        since = self.empty_since.setdefault(line, reports.now)
+        if since <= first:
+            since = self.empty_since[line] = reports.now
+        return since if reports.since(since) else None
+
+    def _left(self, reports: Reports) -> dict[Line, datetime]:
+        """Until when each line's jobs have left it, of a look since which every live worker has reported."""
+        if self.reached_at is None:
+            self.reached, self.reached_at = evidence.progress(reports.held), reports.now
+        if not reports.since(self.reached_at):
+            return {}
+        left = {line: newest - evidence.SENDING for line, newest in self.reached.items()}
+        self.reached_at = None
+        return left
 
 
-def _reserved_queues() -> list[tuple[str, datetime]]:
-    """Queues with jobs that were sent long enough ago to be suspect, and when the first of them was sent."""
-    suspect = lifecycle.database_now() - timedelta(seconds=settings().LOST_AFTER)
-    rows = Job.objects.using(lifecycle.alias()).filter(
-        state=State.RESERVED, finished_at__isnull=True, sent_at__lt=suspect
-    )
-    return list(rows.order_by().values_list("queue").annotate(Min("sent_at")))
+def _lost_with_the_broker(reports: Reports) -> int:
+    """Send again what a broker that was set back may have lost, in the order in which it was sent before."""
+    epoch = epochs.lost()
+    if epoch is None or epoch.lost_since is None or epoch.lost_until is None or not reports.since(epoch.lost_until):
+        return 0
+    span = [lifecycle.prepared("sent_at", moment) for moment in (epoch.lost_since, epoch.lost_until)]
+    held = [lifecycle.prepared("id", job_id) for job_id in reports.held]
+    others = f"AND id NOT IN ({', '.join(['%s'] * len(held))})" if held else ""
+    found = 0
+    while moved := lifecycle.move_slice(
+        State.RESERVED, State.PENDING, f"sent_at >= %s AND sent_at <= %s {others}", [*span, *held],
+        "its message was lost with the broker", SLICE, due_at=Column("sent_at"), sends=0,
+    ):  # fmt: skip
+        found += moved
+    epochs.made_good(epoch)
+    return found
 
 
-def _all_reported_since(since: datetime, now: datetime) -> bool:
-    live = Worker.objects.using(lifecycle.alias()).filter(seen_at__gt=now - timedelta(seconds=settings().LEASE))
-    # A margin, because a report begins to be gathered before it is written.
-    return not live.filter(seen_at__lte=since + timedelta(seconds=1)).exists() and now > since + timedelta(seconds=1)
+def _lost_with_workers(reports: Reports, limit: int) -> int:
+    """Send again what dead workers held and had not begun; what they ran is the rescuer's."""
+    found = 0
+    for worker in reports.dead:
+        found += give_up_hold(worker, reports.held, limit)
+    return found
 
 
-def _send_again(queue: str, empty_at: datetime, limit: int) -> int:
-    alive = lifecycle.database_now() - timedelta(seconds=settings().LEASE)
-    holds = Worker.objects.using(lifecycle.alias()).filter(seen_at__gt=alive).values_list("holds", flat=True)
-    held = {job_id for ids in holds for job_id in ids}
-    rows = Job.objects.using(lifecycle.alias()).filter(
-        state=State.RESERVED, finished_at__isnull=True, queue=queue, sent_at__lt=empty_at
-    )
-    lost = [job for job in rows.order_by("sent_at")[: limit + len(held)] if str(job.pk) not in held]
+def give_up_hold(worker: Worker, held: frozenset[str] = frozenset(), limit: int = 500) -> int:
+    """Make due again what a worker that is no more had received and not begun; return how many."""
+    lost = evidence.reserved().filter(pk__in=set(worker.holds) - held, sent_at__lte=worker.seen_at)
+    found = sum(_lost(job) for job in lost[:limit])
+    Worker.objects.using(lifecycle.alias()).filter(pk=worker.pk, seen_at=worker.seen_at).update(holds=[])
+    return found
+
+
+def _send_again(line: Line, before: datetime, reports: Reports, limit: int) -> int:
+    rows = evidence.reserved().filter(queue=line.queue, priority=line.priority, sent_at__lt=before)
+    lost = [job for job in rows.order_by("sent_at")[: limit + len(reports.held)] if str(job.pk) not in reports.held]
     return sum(_lost(job) for job in lost[:limit])
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from uuid import UUID
 
-from jobs import conclusion, control, lifecycle, publisher, reconcile, successors
+from jobs import conclusion, control, epoch, evidence, lifecycle, publisher, reconcile, successors
 from jobs.conclusion import Report
 from jobs.conf import current as settings
 from jobs.errors import Refused, WorkerLost
@@ -21,7 +21,7 @@ from jobs.states import State
 logger = logging.getLogger("jobs.rescue")
 
 # Until every live worker has told what it holds: they report every two seconds.
-PATIENCE = 5.0
+PATIENCE = 7.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,16 +53,15 @@ def _until_none(act: Callable[[], int]) -> int:
 
 
 def _find_lost() -> int:
-    """Look until the evidence is in: a moment when the queue was empty, and what each live worker holds since."""
+    """Look until the evidence is in: what the broker has, and what each live worker holds since."""
     reconciler, until, found = Reconciler(), time.monotonic() + PATIENCE, 0
-    while True:
+    while time.monotonic() < until:
+        epoch.tick()
         found += reconciler.tick()
-        in_question = Job.objects.using(lifecycle.alias()).filter(
-            state=State.RESERVED, finished_at__isnull=True, queue__in=list(reconciler.empty_since)
-        )
-        if time.monotonic() >= until or not in_question.exists():
-            return found
+        if not evidence.reserved().exists():
+            break
         time.sleep(0.25)
+    return found
 
 
 def lost_child(job_id: str, worker: str, pid: int | None, why: str) -> bool:

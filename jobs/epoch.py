@@ -1,0 +1,128 @@
+"""The broker's epoch: the marker left in it tells when the broker, or the database, was set back in time."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from jobs import ids, lifecycle, marker
+from jobs.errors import BrokerUnavailable
+from jobs.marker import Marker, Place
+from jobs.models import Act, Epoch, Job
+
+logger = logging.getLogger("jobs.epoch")
+
+BROKER = "default"
+BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
+# What went out this long before the marker did is in the broker if the marker is.
+MARGIN = timedelta(seconds=60)
+# How far the clock of a host may be off: ids are made there.
+CLOCKS = timedelta(minutes=10)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a marker tells: since when the broker may have lost what was sent, and the database what happened."""
+
+    lost_since: datetime | None = None
+    forgotten_since: datetime | None = None
+
+
+def judge(kept: Epoch, found: Marker | None, server: str) -> Verdict:
+    """Compare the marker that the broker has with the one that the database remembers.
+
+    The database is written first, the broker second: a crash in between leaves the broker one behind.
+    """
+    if kept.marked_at is None:
+        return Verdict(forgotten_since=BEGINNING if found else None)
+    if found is None:
+        return Verdict(lost_since=BEGINNING)
+    if found.serial > kept.serial:
+        # The rows are older than their messages, any of which may have been consumed since.
+        return Verdict(lost_since=BEGINNING, forgotten_since=kept.marked_at)
+    if found.serial < kept.serial - 1 or server != kept.server:
+        return Verdict(lost_since=found.at - MARGIN)
+    return Verdict()
+
+
+def tick() -> int:
+    """Look at the marker, note what it tells, and move it on; return how many jobs may have lost their message."""
+    try:
+        with marker.place() as place:
+            return 0 if place is None else _moved_on(place)
+    except BrokerUnavailable:
+        return 0
+
+
+def _moved_on(place: Place) -> int:
+    kept = Epoch.objects.using(lifecycle.alias()).get_or_create(broker=BROKER)[0]
+    now = lifecycle.database_now()
+    verdict = judge(kept, place.marker, place.server)
+    following = Marker(max(kept.serial, place.marker.serial if place.marker else 0) + 1, now)
+    # Somebody else may lead by now: then it is theirs to move the marker on.
+    mine = Epoch.objects.using(lifecycle.alias()).filter(broker=BROKER, serial=kept.serial)
+    if not mine.update(serial=following.serial, server=place.server, marked_at=now, **_noted(kept, verdict, now)):
+        return 0
+    place.leave(following)
+    return _reported(kept, verdict, now)
+
+
+def _noted(kept: Epoch, verdict: Verdict, now: datetime) -> dict[str, Any]:
+    """The spans of the verdict, joined to those that were noted before."""
+    noted: dict[str, Any] = {}
+    for name, since in (("lost", verdict.lost_since), ("forgotten", verdict.forgotten_since)):
+        if since is not None:
+            before = getattr(kept, f"{name}_since")
+            noted |= {f"{name}_since": min(since, before) if before else since, f"{name}_until": now}
+    return noted
+
+
+def _reported(kept: Epoch, verdict: Verdict, now: datetime) -> int:
+    """Tell people what is uncertain; return how many jobs may have lost their message."""
+    waiting = Job.objects.using(lifecycle.alias()).filter(finished_at__isnull=True)
+    if verdict.forgotten_since is not None and kept.marked_at is not None:
+        unsure = waiting.count()
+        logger.warning(
+            "The database is older than its broker: what happened between %s and %s is not in it. "
+            "%d unfinished jobs may have run already, and run again; what only the broker knows becomes a dead letter.",
+            kept.marked_at, now, unsure,
+        )  # fmt: skip
+        _on_record("database set back", f"{unsure} unfinished jobs may have run already, and run again", kept, now)
+    if verdict.lost_since is None:
+        return 0
+    lost = waiting.filter(state="reserved", sent_at__gte=verdict.lost_since, sent_at__lte=now).count()
+    logger.warning("The broker has lost what it held, or the last of it: %d jobs may have to be sent again.", lost)
+    _on_record("broker set back", f"{lost} jobs may have to be sent again", kept, now)
+    return lost
+
+
+def _on_record(what: str, reason: str, kept: Epoch, now: datetime) -> None:
+    Act.objects.using(lifecycle.alias()).create(
+        at=now, by="conductor", verb=what, target=BROKER, reason=reason,
+        details={"last_marked": kept.marked_at.isoformat() if kept.marked_at else ""},
+    )  # fmt: skip
+
+
+def lost() -> Epoch | None:
+    """The epoch with a span whose messages are to be sent again, None where there is none."""
+    return Epoch.objects.using(lifecycle.alias()).filter(lost_until__isnull=False).first()
+
+
+def made_good(epoch: Epoch) -> None:
+    """Everything of the span is on its way again."""
+    same = Epoch.objects.using(lifecycle.alias()).filter(broker=epoch.broker, lost_until=epoch.lost_until)
+    same.update(lost_since=None, lost_until=None)
+
+
+def is_forgotten(job_id: UUID) -> bool:
+    """Whether a job without a row may have been lost with the database; otherwise it was pruned."""
+    created_at = ids.created_at(job_id)
+    kept = Epoch.objects.using(lifecycle.alias()).filter(broker=BROKER).first()
+    if created_at is None or kept is None or kept.marked_at is None or created_at + CLOCKS >= kept.marked_at:
+        return True
+    if kept.forgotten_since is None or kept.forgotten_until is None:
+        return False
+    return kept.forgotten_since <= created_at + CLOCKS and created_at - CLOCKS <= kept.forgotten_until
