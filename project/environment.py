@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import parse_qsl, unquote, urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -80,6 +80,18 @@ def time_zone(environ: Mapping[str, str] = os.environ) -> str:
         return ZoneInfo(name).key
     except (ZoneInfoNotFoundError, ValueError) as error:
         raise ImproperlyConfigured(f"TIME_ZONE={name!r} is not a time zone. Write it as Europe/Berlin.") from error
+
+
+def queue_kind(environ: Mapping[str, str] = os.environ) -> Literal["classic", "quorum"]:
+    """The kind of queue that RABBITMQ_QUEUES names; other brokers have one kind only.
+
+    >>> queue_kind(environ={"RABBITMQ_QUEUES": "quorum"})
+    'quorum'
+    """
+    kind = environ.get("RABBITMQ_QUEUES") or "classic"
+    if kind == "classic" or kind == "quorum":
+        return kind
+    raise ImproperlyConfigured(f"RABBITMQ_QUEUES={kind!r} is not a kind of queue. Set it to classic or quorum.")
 
 
 def secret_key(debug: bool, environ: Mapping[str, str] = os.environ) -> str:

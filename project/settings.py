@@ -3,9 +3,8 @@
 import os
 from pathlib import Path
 
-from kombu import Exchange, Queue
-
 from project import environment
+from project.queues import on_rabbitmq, queues
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 
@@ -112,13 +111,13 @@ JOBS: dict[str, object] = {}
 CELERY_BROKER_URL = BROKER_URL
 CELERY_TIMEZONE = TIME_ZONE
 CELERY_TASK_DEFAULT_QUEUE = "default"
-# Celery gives a queue without an exchange those of the default queue: each message would go everywhere.
-CELERY_TASK_QUEUES = [
-    Queue(name, Exchange(name), routing_key=name) for name in ("default", "payments", "mail", "media", "reports")
-]
+CELERY_TASK_QUEUES = queues(BROKER_URL, environment.queue_kind())
 # A misspelt queue is an error, not a queue that nobody reads.
 CELERY_TASK_CREATE_MISSING_QUEUES = False
 CELERY_TASK_TIME_LIMIT = 300
 CELERY_TASK_SOFT_TIME_LIMIT = 270
 CELERY_BEAT_SCHEDULER = "django_celery_beat.schedulers:DatabaseScheduler"
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
+if on_rabbitmq(BROKER_URL):
+    # A worker's events and answers must not stop it for ever while RabbitMQ takes no messages, as during an alarm.
+    CELERY_BROKER_TRANSPORT_OPTIONS = {"write_timeout": 5, "read_timeout": 30}

@@ -9,7 +9,7 @@ import pytest
 from django.db import connections
 
 from project import processes
-from project.servers import PostgresServer, RedisServer, Server, ServerUnavailable
+from project.servers import GivenRabbitmq, PostgresServer, RabbitmqServer, RedisServer, Server, ServerUnavailable
 from tests import environment
 from tests.children import Child, python
 
@@ -71,6 +71,18 @@ def redis() -> RedisServer:
 def postgres() -> PostgresServer:
     """A private PostgreSQL server, running."""
     return started(environment.postgres)
+
+
+@pytest.fixture(scope="session")
+def rabbitmq() -> RabbitmqServer | GivenRabbitmq:
+    """The RabbitMQ that TEST_AMQP_URL names, or a private one, running."""
+    return started(environment.any_rabbitmq)
+
+
+@pytest.fixture(scope="session")
+def rabbitmq_node() -> RabbitmqServer:
+    """A private RabbitMQ, running: a test may stop, kill, freeze or restart it."""
+    return started(environment.rabbitmq)
 
 
 AnyServer = TypeVar("AnyServer", bound=Server)

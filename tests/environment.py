@@ -24,7 +24,14 @@ os.environ.update(
     ALLOWED_HOSTS="testserver,127.0.0.1,localhost",
 )
 
-from project.servers import PostgresServer, RedisServer, ServerUnavailable  # noqa: E402
+from project.servers import (  # noqa: E402
+    GivenRabbitmq,
+    PostgresServer,
+    RabbitmqServer,
+    RedisServer,
+    ServerUnavailable,
+    given_rabbitmq,
+)
 
 
 @cache
@@ -37,6 +44,17 @@ def redis() -> RedisServer:
 def postgres() -> PostgresServer:
     """The PostgreSQL of this test process, not yet started."""
     return PostgresServer(DIRECTORY / "postgres", fsync=False)
+
+
+@cache
+def rabbitmq() -> RabbitmqServer:
+    """The private RabbitMQ of this test process, not yet started."""
+    return RabbitmqServer(DIRECTORY / "rabbitmq")
+
+
+def any_rabbitmq() -> RabbitmqServer | GivenRabbitmq:
+    """The RabbitMQ that TEST_AMQP_URL names, else the private one."""
+    return given_rabbitmq(DIRECTORY / "given-rabbitmq") or rabbitmq()
 
 
 def database_url() -> str:
@@ -62,7 +80,7 @@ def leave_nothing_behind(owner: int = os.getpid()) -> None:
     """End what was started and remove its files, unless this is a fork of the test process."""
     if os.getpid() != owner:
         return
-    for server in (redis, postgres):
+    for server in (redis, postgres, rabbitmq):
         if server.cache_info().currsize:
             server().close()
     shutil.rmtree(DIRECTORY, ignore_errors=True)
