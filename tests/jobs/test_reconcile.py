@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 from django.db.models import F
+from django.utils import timezone
 
 from dlq.models import DeadLetter
 from jobs import lifecycle, publisher
 from jobs.models import Job, Worker
 from jobs.reconcile import Reconciler
-from jobs.states import State
+from jobs.states import Priority, State
 from project.servers import RedisServer
 from tests.platform import fresh
 from tests.sample.tasks import add
@@ -23,7 +24,7 @@ pytestmark = pytest.mark.django_db
 def depth(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """How many messages wait in each queue."""
     depths: dict[str, int] = {"default": 0}
-    monkeypatch.setattr(publisher.in_use(), "depth", lambda queue: depths[queue])
+    monkeypatch.setattr(publisher.in_use(), "depth", lambda queue, priority: depths[queue])
     return depths
 
 
@@ -44,80 +45,86 @@ def report(name: str = "w", *, ago: float = 0.0, holds: tuple[Any, ...] = ()) ->
 
 def later(reconciler: Reconciler, seconds: float = 5.0) -> None:
     """Let the reconciler have seen the queue empty some seconds ago."""
-    reconciler.empty_since = {q: at - timedelta(seconds=seconds) for q, at in reconciler.empty_since.items()}
+    reconciler.empty_since = {line: at - timedelta(seconds=seconds) for line, at in reconciler.empty_since.items()}
+
+
+def look(reconciler: Reconciler) -> int:
+    """One tick, though the last was a moment ago."""
+    reconciler.resting_until = 0.0
+    return reconciler.tick()
 
 
 def test_a_job_is_lost_when_its_queue_is_empty_and_nobody_holds_it(depth: dict[str, int]) -> None:
     job, reconciler = suspect(), Reconciler()
-    assert reconciler.tick() == 0
+    assert look(reconciler) == 0
     later(reconciler)
     report()
-    assert reconciler.tick() == 1
+    assert look(reconciler) == 1
     assert (fresh(job).state, fresh(job).reason) == (State.PENDING, "its message was lost")
 
 
 def test_a_job_that_a_live_worker_holds_is_not_lost(depth: dict[str, int]) -> None:
     job, reconciler = suspect(), Reconciler()
-    reconciler.tick()
+    look(reconciler)
     later(reconciler)
     report(holds=(job,))
-    assert reconciler.tick() == 0
+    assert look(reconciler) == 0
 
 
 def test_what_a_dead_worker_held_is_lost(depth: dict[str, int]) -> None:
     job, reconciler = suspect(), Reconciler()
-    reconciler.tick()
+    look(reconciler)
     later(reconciler)
     report(ago=60, holds=(job,))
-    assert reconciler.tick() == 1
+    assert look(reconciler) == 1
 
 
 def test_nothing_is_lost_while_messages_wait(depth: dict[str, int]) -> None:
     suspect()
     reconciler = Reconciler()
-    reconciler.tick()
+    look(reconciler)
     later(reconciler)
     depth["default"] = 1
-    assert reconciler.tick() == 0
+    assert look(reconciler) == 0
     depth["default"] = 0
-    assert reconciler.tick() == 0
+    assert look(reconciler) == 0
 
 
 def test_nothing_is_lost_before_every_live_worker_has_reported_since(depth: dict[str, int]) -> None:
     suspect()
     reconciler = Reconciler()
-    reconciler.tick()
+    look(reconciler)
     later(reconciler, 3)
     report("fresh")
     report("slow", ago=2.5)
-    assert reconciler.tick() == 0
+    assert look(reconciler) == 0
     report("slow")
-    assert reconciler.tick() == 1
+    assert look(reconciler) == 1
 
 
 def test_a_job_sent_a_moment_ago_is_not_suspect(depth: dict[str, int]) -> None:
     add.delay(1, 2)
     reconciler = Reconciler()
-    assert reconciler.tick() == 0
+    assert look(reconciler) == 0
     assert reconciler.empty_since == {}
 
 
 def test_a_job_sent_after_the_queue_was_seen_empty_is_not_lost(depth: dict[str, int]) -> None:
     suspect()
     reconciler = Reconciler()
-    reconciler.tick()
+    look(reconciler)
     later(reconciler, 3)
     young = fresh(add.delay(3, 4))
     Job.objects.filter(pk=young.pk).update(sent_at=lifecycle.database_now() - timedelta(seconds=1))
     report()
-    reconciler.tick()
+    look(reconciler)
     assert fresh(young).state == State.RESERVED
 
 
 def test_nothing_is_lost_while_the_broker_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     from jobs.errors import BrokerUnavailable
 
-    def silent(queue: str) -> int:
+    def silent(queue: str, priority: int) -> int:
         raise BrokerUnavailable("no answer")
 
     monkeypatch.setattr(publisher.in_use(), "depth", silent)
@@ -125,13 +132,117 @@ def test_nothing_is_lost_while_the_broker_does_not_answer(monkeypatch: pytest.Mo
     assert Reconciler().tick() == 0
 
 
+# --- What a dead worker held ----------------------------------------------------------------------
+
+
+def watching(reconciler: Reconciler) -> Reconciler:
+    """A reconciler that has looked on long enough to know who is dead."""
+    reconciler.watching_since -= 60
+    return reconciler
+
+
+def test_what_a_dead_worker_held_is_sent_again_though_the_queue_is_deep(depth: dict[str, int]) -> None:
+    depth["default"] = 100_000
+    job = suspect()
+    report(ago=60, holds=(job,))
+    assert look(watching(Reconciler())) == 1
+    assert fresh(job).state == State.PENDING
+
+
+def test_what_a_dead_worker_held_is_sent_again_only_once(depth: dict[str, int]) -> None:
+    depth["default"] = 100_000
+    job, reconciler = suspect(), watching(Reconciler())
+    report(ago=60, holds=(job,))
+    look(reconciler)
+    Job.objects.filter(pk=job.pk).update(state=State.RESERVED)
+    assert look(reconciler) == 0
+
+
+def test_nobody_is_dead_before_all_had_time_to_report(depth: dict[str, int]) -> None:
+    depth["default"] = 100_000
+    report(ago=60, holds=(suspect(),))
+    assert look(Reconciler()) == 0
+
+
+def test_what_is_sent_again_since_a_worker_died_is_not_lost_with_it(depth: dict[str, int]) -> None:
+    depth["default"] = 100_000
+    job = fresh(add.delay(1, 2))
+    report(ago=60, holds=(job,))
+    assert look(watching(Reconciler())) == 0
+
+
+# --- What was overtaken in its line ---------------------------------------------------------------
+
+
+def sent(ago: float, **changes: Any) -> Job:
+    """A job that was created, and sent, some seconds ago."""
+    job, at = fresh(add.delay(1, 2)), lifecycle.database_now() - timedelta(seconds=ago)
+    Job.objects.filter(pk=job.pk).update(created_at=at, sent_at=at, **changes)
+    return fresh(job)
+
+
+COMPLETED = {"state": State.COMPLETED, "finished_at": timezone.now()}
+
+
+def overtaken(reconciler: Reconciler, **held: Any) -> int:
+    """What is found when each worker has reported since the first look."""
+    look(reconciler)
+    if reconciler.reached_at is not None:
+        reconciler.reached_at -= timedelta(seconds=5)
+    report(**held)
+    return look(reconciler)
+
+
+def test_a_job_is_lost_when_one_sent_clearly_later_has_left_its_line(depth: dict[str, int]) -> None:
+    depth["default"] = 100_000
+    job = sent(120)
+    sent(60, **COMPLETED)
+    assert overtaken(Reconciler()) == 1
+    assert fresh(job).state == State.PENDING
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [(120, 115), (60, 120)], ids=["sent about the same time", "sent before it"]
+)
+def test_a_job_that_others_may_not_have_overtaken_is_not_lost(
+    depth: dict[str, int], first: float, second: float
+) -> None:
+    depth["default"] = 100_000
+    sent(first)
+    sent(second, **COMPLETED)
+    assert overtaken(Reconciler()) == 0
+
+
+def test_a_job_of_another_priority_overtakes_nothing(depth: dict[str, int]) -> None:
+    depth["default"] = 100_000
+    sent(120)
+    sent(60, priority=Priority.HIGH, **COMPLETED)
+    assert overtaken(Reconciler()) == 0
+
+
+def test_an_overtaken_job_that_a_live_worker_holds_is_not_lost(depth: dict[str, int]) -> None:
+    depth["default"] = 100_000
+    job = sent(120)
+    sent(60, **COMPLETED)
+    assert overtaken(Reconciler(), holds=(job,)) == 0
+
+
+def test_a_job_that_was_sent_twice_tells_nothing_of_its_line(depth: dict[str, int]) -> None:
+    """Its older message may have been claimed, from a place in the line before those that wait."""
+    depth["default"] = 100_000
+    sent(120)
+    twice = sent(60, **COMPLETED)
+    Job.objects.filter(pk=twice.pk).update(created_at=F("created_at") - timedelta(minutes=5))
+    assert overtaken(Reconciler()) == 0
+
+
 def found_again(depth: dict[str, int], job: Job) -> None:
     """Lose a job and find it."""
     reconciler = Reconciler()
-    reconciler.tick()
+    look(reconciler)
     later(reconciler)
     report()
-    assert reconciler.tick() == 1
+    assert look(reconciler) == 1
 
 
 def test_a_job_that_is_lost_again_is_sent_later_each_time(depth: dict[str, int]) -> None:
@@ -158,6 +269,7 @@ def test_the_depth_of_a_queue_counts_all_priorities(broker: RedisServer) -> None
     for priority in ("critical", "high", "normal", "low"):
         add.apply_async((1, 2), priority=priority)
     assert publisher.in_use().depth("default") == 4
+    assert publisher.in_use().depth("default", Priority.HIGH) == 1
 
 
 @pytest.mark.django_db(transaction=True)
@@ -165,10 +277,10 @@ def test_a_flushed_broker_is_seen_on_the_real_server(broker: RedisServer, wait_u
     from redis import Redis
 
     job, reconciler = suspect(), Reconciler()
-    assert reconciler.tick() == 0
+    assert look(reconciler) == 0
     with Redis.from_url(broker.url) as client:
         client.flushall()
-    reconciler.tick()
+    look(reconciler)
     later(reconciler)
-    assert reconciler.tick() == 1
+    assert look(reconciler) == 1
     assert fresh(job).state == State.PENDING

@@ -1,0 +1,206 @@
+"""The marker in the broker: what is gone from the broker, or from the database, is seen by it."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from redis import Redis
+
+from jobs import epoch, lifecycle, marker
+from jobs.epoch import BEGINNING, MARGIN, Verdict, judge
+from jobs.ids import new_id
+from jobs.marker import Marker
+from jobs.models import Act, Epoch, Job, Worker
+from jobs.reconcile import Reconciler
+from jobs.states import State
+from project.servers import RedisServer
+from tests.platform import fresh
+from tests.sample.tasks import add
+
+NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
+KEPT = Epoch(broker="default", server="a", serial=7, marked_at=NOON)
+
+
+@pytest.mark.parametrize(
+    ("found", "server", "verdict"),
+    [
+        (Marker(7, NOON), "a", Verdict()),
+        (Marker(6, NOON), "a", Verdict()),
+        (Marker(5, NOON), "a", Verdict(lost_since=NOON - MARGIN)),
+        (Marker(7, NOON), "b", Verdict(lost_since=NOON - MARGIN)),
+        (None, "a", Verdict(lost_since=BEGINNING)),
+        (Marker(8, NOON), "a", Verdict(lost_since=BEGINNING, forgotten_since=NOON)),
+    ],
+    ids=["as it was left", "one behind: a crash", "older", "another run of the server", "none", "newer"],
+)
+def test_a_marker_tells_who_was_set_back(found: Marker | None, server: str, verdict: Verdict) -> None:
+    assert judge(KEPT, found, server) == verdict
+
+
+def test_a_first_look_finds_nothing_lost() -> None:
+    assert judge(Epoch(broker="default"), None, "a") == Verdict()
+
+
+def test_a_new_database_beside_an_old_broker_knows_nothing_of_it() -> None:
+    assert judge(Epoch(broker="default"), Marker(7, NOON), "a") == Verdict(forgotten_since=BEGINNING)
+
+
+@pytest.fixture
+def client(broker: RedisServer) -> Any:
+    """A client of the broker."""
+    with Redis.from_url(broker.url) as client:
+        yield client
+
+
+def reserved(**changes: Any) -> Job:
+    """A job whose message is in the broker."""
+    job = fresh(add.delay(1, 2))
+    if changes:
+        Job.objects.filter(pk=job.pk).update(**changes)
+    return fresh(job)
+
+
+def lost() -> int:
+    """What is found lost once the workers had time to report since the loss."""
+    moment = timedelta(seconds=5)
+    for kept in Epoch.objects.filter(lost_until__isnull=False):
+        Epoch.objects.filter(pk=kept.pk).update(lost_until=kept.lost_until + timedelta(0))
+        Job.objects.filter(sent_at__lte=kept.lost_until).update(sent_at=kept.lost_until - 2 * moment)
+        Epoch.objects.filter(pk=kept.pk).update(lost_until=kept.lost_until - moment)
+    return Reconciler().tick()
+
+
+@pytest.mark.django_db(transaction=True)
+class TestOnARealServer:
+    def test_a_healthy_broker_loses_nothing(self, client: Redis) -> None:
+        job = reserved()
+        for _ in range(3):
+            epoch.tick()
+        assert (lost(), fresh(job).state) == (0, State.RESERVED)
+
+    def test_a_flushed_broker_has_lost_everything(self, client: Redis) -> None:
+        epoch.tick()
+        jobs = [reserved() for _ in range(3)]
+        client.flushall()
+        assert epoch.tick() == 3
+        assert lost() == 3
+        assert {fresh(job).state for job in jobs} == {State.PENDING}
+
+    def test_what_was_lost_is_due_in_the_order_in_which_it_was_sent(self, client: Redis) -> None:
+        epoch.tick()
+        first, second = reserved(), reserved()
+        client.flushall()
+        epoch.tick()
+        Epoch.objects.update(lost_until=lifecycle.database_now() - timedelta(seconds=3))
+        Job.objects.filter(pk=first.pk).update(sent_at=lifecycle.database_now() - timedelta(seconds=20))
+        Job.objects.filter(pk=second.pk).update(sent_at=lifecycle.database_now() - timedelta(seconds=10))
+        Reconciler().tick()
+        assert [job.pk for job in lifecycle.reserve_due(10)] == [first.pk, second.pk]
+
+    def test_what_a_live_worker_holds_is_not_sent_again(self, client: Redis) -> None:
+        epoch.tick()
+        job = reserved()
+        client.flushall()
+        epoch.tick()
+        now = lifecycle.database_now()
+        Worker.objects.create(name="w", pid=1, started_at=now, seen_at=now, holds=[str(job.pk)])
+        assert (lost(), fresh(job).state) == (0, State.RESERVED)
+
+    def test_nothing_is_sent_again_before_each_live_worker_has_reported(self, client: Redis) -> None:
+        epoch.tick()
+        reserved()
+        client.flushall()
+        now = lifecycle.database_now()
+        Worker.objects.create(name="w", pid=1, started_at=now, seen_at=now - timedelta(seconds=3), holds=[])
+        epoch.tick()
+        assert Reconciler().tick() == 0
+
+    def test_a_loss_is_seen_by_the_next_conductor_where_the_first_one_died(
+        self, client: Redis, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        epoch.tick()
+        reserved()
+        client.flushall()
+
+        def dies(self: Any, marker: Marker) -> None:
+            raise SystemExit
+
+        with monkeypatch.context() as patch:
+            patch.setattr(marker._OnRedis, "leave", dies)
+            with pytest.raises(SystemExit):
+                epoch.tick()
+        assert epoch.tick() == 1
+        assert lost() == 1
+
+    def test_a_restart_from_an_old_copy_loses_what_came_after_it(self, client: Redis) -> None:
+        epoch.tick()
+        copy = client.hget(marker.NAME, "marker")
+        old = reserved(sent_at=lifecycle.database_now() - timedelta(hours=1))
+        for _ in range(3):
+            epoch.tick()
+        young = reserved()
+        client.hset(marker.NAME, "marker", copy)
+        assert epoch.tick() == 1
+        Epoch.objects.update(lost_until=lifecycle.database_now())
+        assert Epoch.objects.get().lost_since > fresh(old).sent_at
+        assert Epoch.objects.get().lost_since < fresh(young).sent_at
+
+    def test_a_database_that_was_set_back_is_reported(self, client: Redis) -> None:
+        epoch.tick()
+        backup = Epoch.objects.values().get()
+        for _ in range(3):
+            epoch.tick()
+        Epoch.objects.filter(pk="default").update(serial=backup["serial"], marked_at=backup["marked_at"])
+        epoch.tick()
+        act = Act.objects.get(verb="database set back")
+        assert "may have run already" in act.reason
+        assert Epoch.objects.get().forgotten_since == backup["marked_at"]
+
+    def test_a_broker_that_does_not_answer_has_lost_nothing(self, broker: RedisServer) -> None:
+        epoch.tick()
+        broker.stop()
+        assert epoch.tick() == 0
+        assert not Epoch.objects.filter(lost_until__isnull=False).exists()
+
+    def test_a_conductor_that_was_overtaken_leaves_the_marker_alone(
+        self, client: Redis, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        epoch.tick()
+        clock = lifecycle.database_now
+
+        def overtaken() -> Any:
+            Epoch.objects.update(serial=9)
+            return clock()
+
+        monkeypatch.setattr(lifecycle, "database_now", overtaken)
+        epoch.tick()
+        assert Epoch.objects.get().serial == 9
+        assert client.hget(marker.NAME, "marker").startswith(b"1 ")
+
+
+@pytest.mark.django_db
+class TestJobsWithoutARow:
+    @pytest.fixture(autouse=True)
+    def kept(self) -> None:
+        """The database was last known to be whole an hour from now."""
+        Epoch.objects.create(broker="default", serial=7, marked_at=lifecycle.database_now() + timedelta(hours=1))
+
+    def test_one_created_before_the_last_mark_was_pruned(self) -> None:
+        assert not epoch.is_forgotten(new_id())
+
+    def test_one_created_since_may_be_forgotten(self) -> None:
+        Epoch.objects.update(marked_at=lifecycle.database_now() - timedelta(hours=1))
+        assert epoch.is_forgotten(new_id())
+
+    def test_one_created_in_a_gap_may_be_forgotten(self) -> None:
+        now = lifecycle.database_now()
+        Epoch.objects.update(forgotten_since=now - timedelta(hours=1), forgotten_until=now + timedelta(hours=1))
+        assert epoch.is_forgotten(new_id())
+
+    def test_one_whose_id_does_not_tell_may_be_forgotten(self) -> None:
+        assert epoch.is_forgotten(uuid4())
+
+    def test_everything_may_be_forgotten_where_nobody_leaves_a_mark(self) -> None:
+        Epoch.objects.all().delete()
+        assert epoch.is_forgotten(UUID(str(new_id())))
