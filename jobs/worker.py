@@ -16,7 +16,7 @@ from celery.worker.request import Request as CeleryRequest
 from django.db import Error
 from kombu.transport.redis import Channel, QoS
 
-from jobs import lifecycle, rescue
+from jobs import lifecycle, reconcile, rescue
 from jobs.adoption import as_uuid
 from jobs.models import Worker
 
@@ -174,8 +174,16 @@ def report(instance: Any, started: Any = None) -> Any:
         "queues": sorted(instance.app.amqp.queues.consume_from), "concurrency": instance.concurrency or 0,
         "pool": getattr(instance.pool_cls, "__module__", "").rsplit(".", 1)[-1],
     }  # fmt: skip
+    if started is None:
+        _give_up_predecessor(instance.hostname, frozenset(holds))
     Worker.objects.using(lifecycle.alias()).update_or_create(name=instance.hostname, defaults=seen)
     return seen["started_at"]
+
+
+def _give_up_predecessor(name: str, holds: frozenset[str]) -> None:
+    """What the last worker of our name held, and did not begin, is to be sent again: we are not that worker."""
+    for predecessor in Worker.objects.using(lifecycle.alias()).filter(name=name):
+        reconcile.give_up_hold(predecessor, holds)
 
 
 def _copied(requests: Iterable[Any]) -> list[Any]:
