@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -12,9 +14,9 @@ from uuid import UUID, uuid4
 
 from billiard.exceptions import SoftTimeLimitExceeded
 from celery.exceptions import Ignore, Reject, Retry, WorkerShutdown, WorkerTerminate
-from django.db import DatabaseError, InterfaceError, OperationalError, connections, transaction
+from django.db import Error, transaction
 
-from jobs import conclusion, drafts, errbacks, heartbeat, lifecycle, payload, successors
+from jobs import conclusion, drafts, errbacks, heartbeat, lifecycle, outage, payload, successors
 from jobs.conclusion import Report
 from jobs.conf import current as settings
 from jobs.context import correlated
@@ -26,6 +28,14 @@ from jobs.lifecycle import NOW, Plus
 from jobs.models import Job
 from jobs.retry import Decision
 from jobs.states import State
+
+logger = logging.getLogger("jobs.attempt")
+
+SILENCE = 10.0  # seconds that the database may take to answer at first; twice as long each time that it does not
+LONGEST_SILENCE = 300.0
+COMMIT_SILENCE = 60.0  # seconds that the end of a transactional body may take
+
+_database = outage.Outage(logger, "Attempts wait for it.")
 
 
 class JobFailed(Exception):
@@ -68,14 +78,14 @@ def perform(task: Any, job_id: UUID, worker: str) -> Any:
 
 
 def claim(job_id: UUID, worker: str) -> tuple[Job, float]:
-    """Start the next attempt; return the job, and a moment of our own clock that is not after its lease began.
+    """Start the next attempt; return the job, and a moment by the heartbeat's clock that is not after its lease began.
 
     Raises ``Ignore`` where the job is not to be run now, or not by us.
     """
     token, lease, asked = uuid4(), timedelta(seconds=settings().LEASE), list[float]()
 
     def once() -> Job | None:
-        asked.append(time.monotonic())
+        asked.append(heartbeat.clock())
         found = lifecycle.claim(job_id, token=token, worker=worker, pid=os.getpid(), lease=lease)
         if found is None and (found := _claimed_before(job_id, token)) is not None:
             asked.append(asked[-2:][0])  # the answer to the time before was lost: the lease began then
@@ -109,7 +119,7 @@ def refuse(job_id: UUID) -> None:
 
 
 def run(task: Any, job: Job, says: Declaration, leased: float) -> Outcome:
-    """Run the body, whatever it does; its lease began at ``leased``, by the monotonic clock."""
+    """Run the body, whatever it does; its lease began at ``leased``, by the heartbeat's clock."""
     with heartbeat.watching(job, leased) as watched:
         try:
             upgraded = payload.upgrade(
@@ -136,13 +146,14 @@ def _arguments(says: Declaration, content: payload.Payload) -> tuple[tuple[Any, 
 def _body(task: Any, job: Job, says: Declaration, args: Any, kwargs: Any) -> Outcome:
     if not says.transactional:
         return Completed(task.execute(*args, **kwargs))
-    with transaction.atomic(using=lifecycle.alias()):
+    with ExitStack() as ending, transaction.atomic(using=lifecycle.alias()):
         try:
             result = task.execute(*args, **kwargs)
         except Replaced as handed_over:
             with shielded():
                 successors.replace(job, handed_over.signature)
             return Recorded(handed_over)
+        ending.enter_context(outage.bounded(lifecycle.database(), COMMIT_SILENCE))  # until after the commit
         with shielded():
             # The fence: an attempt that was overtaken rolls everything back that it wrote.
             _complete(job, _encoded(result, job.task))
@@ -250,7 +261,7 @@ def _original(error: BaseException) -> BaseException:
 
 def _for_celery(error: BaseException, decision: Decision) -> BaseException:
     """What to raise so that Celery, its events and Flower see what happened."""
-    if decision.target in (State.RETRYING, State.PENDING):
+    if decision.target in (State.RETRYING, State.PENDING, State.RESERVED):
         original = _original(error)
         exc = original if isinstance(original, Exception) else JobFailed(str(original))
         when: Any = decision.delay.total_seconds()
@@ -266,8 +277,8 @@ def _hand_back(job: Job) -> None:
     """The worker stops under our feet: give the job back at once, its attempt not consumed."""
     try:
         lifecycle.move(job, State.PENDING, "handed back at shutdown", due_at=NOW, max_attempts=Plus(1), snoozes=Plus(1))
-    except (MoveRefused, DatabaseError):
-        return
+    except (MoveRefused, Error):
+        return  # its lease ends by itself
 
 
 def _encoded(result: Any, task: str) -> str | None:
@@ -277,14 +288,24 @@ def _encoded(result: Any, task: str) -> str | None:
 
 
 def patiently(act: Callable[[], Any]) -> Any:
-    """Do a database act, waiting for the database as long as it takes, here in the slot, without a hot loop."""
-    pause = 0.1
-    while True:
+    """Do a database act, waiting for the database as long as it takes, here in the slot, without a hot loop.
+
+    What may be the answer to a mistake, and not to the state of the database, is raised.
+    """
+    connection, silence = lifecycle.database(), SILENCE
+    for pause in outage.pauses():
         try:
-            return act()
-        except (OperationalError, InterfaceError):
-            if connections[lifecycle.alias()].in_atomic_block:
+            with outage.bounded(connection, silence):
+                done = act()
+        except Error as error:
+            if connection.in_atomic_block or not outage.passing(error):
                 raise
-            connections[lifecycle.alias()].close()
-            time.sleep(pause)
-            pause = min(pause * 2, 5.0)
+            _database.failed(error)
+            if not outage.busy(error):
+                connection.close()
+        else:
+            _database.over()
+            return done
+        time.sleep(pause)
+        silence = min(silence * 2, LONGEST_SILENCE)
+    raise AssertionError("there is always another pause")

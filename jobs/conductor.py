@@ -7,15 +7,15 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from uuid import uuid4
 
-from django.db import Error, InterfaceError, OperationalError, connections
+from django.db import Error, connections
 
-from jobs import control, lifecycle, reconcile, rescue
+from jobs import control, epoch, lifecycle, outage, reconcile, rescue
 from jobs.conf import current as settings
 from jobs.models import Leader
 from jobs.reconcile import Reconciler
@@ -23,6 +23,11 @@ from jobs.reconcile import Reconciler
 logger = logging.getLogger("jobs.conductor")
 
 OFFICE = "conductor"
+SILENCE = 15.0  # seconds that the database may take for a chore at first; twice as long each time that it does not
+LONGEST_SILENCE = 300.0
+BUSY_PAUSE = 2.0  # seconds that a chore waits for whoever was in its way
+# After the database was away every lease has ended: runners that wait to record what they did come first.
+MERCY = 2 * outage.LONGEST_PAUSE
 
 
 def own_name() -> str:
@@ -40,6 +45,9 @@ class Conductor:
     _next: dict[str, float] = field(default_factory=dict)
     _reconciler: Reconciler = field(default_factory=Reconciler)
     _renewed: float = 0.0
+    _database: outage.Outage = field(default_factory=lambda: outage.Outage(logger, "The conductor waits for it."))
+    _pauses: Iterator[float] = field(default_factory=outage.pauses)
+    _silence: float = SILENCE
 
     def chores(self) -> list[tuple[str, float, Callable[[], int]]]:
         """What a leader does, in this order."""
@@ -48,26 +56,39 @@ class Conductor:
             ("rescue", 1.0, rescue.rescue),
             ("force_cancel", 1.0, rescue.force_cancel),
             ("expire", 1.0, control.expire),
+            ("look at the marker", 1.0, epoch.tick),
             ("reconcile", 1.0, self._reconciler.tick),
             ("bury_workers", 60.0, control.forget_workers),
         ]
 
     def run(self) -> None:
         """Tick until told to stop; whatever goes wrong, tick again."""
+        outage.hurry_all(lifecycle.database())
         pause = settings().TICK
         while not self.stopping.wait(pause):
             try:
-                pause = settings().TICK
-                if self.tick():
-                    pause = 0.0
+                pause = 0.0 if self.tick() else settings().TICK
+                self._reached()
             except Error as error:
-                logger.warning("The conductor could not reach the database: %s", error)
-                connections[lifecycle.alias()].close()
-                pause = 1.0
+                pause = self._missed(error)
             except Exception:
                 logger.exception("A tick of the conductor failed; it goes on.")
                 pause = 1.0
         self.resign()
+
+    def _reached(self) -> None:
+        """The database did all that it was asked."""
+        self._database.over()
+        self._pauses, self._silence = outage.pauses(), SILENCE
+
+    def _missed(self, error: Error) -> float:
+        """The database is away, busy or silent; return how long to leave it alone."""
+        self._database.failed(error)
+        if not outage.busy(error):
+            connections[lifecycle.alias()].close()
+            self._next["rescue"] = time.monotonic() + MERCY
+            self._silence = min(self._silence * 2, LONGEST_SILENCE)
+        return next(self._pauses)
 
     def tick(self) -> int:
         """One round of chores if this copy leads; return how much was released, to come back at once for more."""
@@ -84,12 +105,16 @@ class Conductor:
     def _done(self, name: str, chore: Callable[[], int]) -> int:
         """Do a chore; one that fails waits a second and does not keep the others from their turn."""
         try:
-            return chore()
-        except (OperationalError, InterfaceError):
-            raise
-        except Exception:
-            logger.exception("The conductor could not %s; it goes on.", name.replace("_", " "))
-            self._next[name] = time.monotonic() + 1.0
+            with outage.bounded(lifecycle.database(), self._silence):
+                return chore()
+        except Exception as error:
+            if outage.busy(error):
+                logger.warning("The conductor was kept from its chore %r, and comes back to it: %s", name, error)
+            elif outage.passing(error):
+                raise
+            else:
+                logger.exception("The conductor could not %s; it goes on.", name.replace("_", " "))
+            self._next[name] = time.monotonic() + (BUSY_PAUSE if outage.busy(error) else 1.0)
             return 0
 
     def lead(self) -> bool:
@@ -98,7 +123,8 @@ class Conductor:
         if self.leading and time.monotonic() - self._renewed < lease / 3:
             return True
         asked = time.monotonic()
-        was, self.leading = self.leading, _take_office(self.name, timedelta(seconds=lease))
+        with outage.bounded(lifecycle.database(), self._silence):
+            was, self.leading = self.leading, _take_office(self.name, timedelta(seconds=lease))
         self._renewed = asked if self.leading else 0.0
         if self.leading and not was:
             logger.info("This conductor leads now: %s", self.name)

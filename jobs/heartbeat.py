@@ -1,20 +1,24 @@
 """One heartbeat per process: it renews leases, writes progress, and stops the bodies that must stop.
 
 It has two threads: one talks to the database, which may hang; the other has only a clock, and stops in time.
+What does not stop when it is told to is ended with its process, where it has a process of its own: a child of the pool.
 """
 
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import json
 import logging
 import os
+import random
 import reprlib
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
@@ -23,7 +27,7 @@ from uuid import UUID
 
 from django.db import Error, transaction
 
-from jobs import lifecycle, payload
+from jobs import lifecycle, outage, payload
 from jobs.conf import current as settings
 from jobs.errors import JobCancelled, LeaseLost, PayloadError
 from jobs.lifecycle import Clock
@@ -34,6 +38,17 @@ logger = logging.getLogger("jobs.heartbeat")
 
 BEAT = 1.0  # seconds between two looks at the long bodies
 PATIENCE = 3.0  # seconds that the database may take for one act of the heartbeat
+CLOCK_BEAT = 0.25  # seconds between two looks at the clock
+
+_database = outage.Outage(logger, "No lease is renewed; bodies are stopped before theirs end.")
+
+
+def clock() -> float:
+    """Seconds by a clock that nobody sets, and that goes on while the machine sleeps where there is one."""
+    return time.monotonic() if _BOOT is None else time.clock_gettime(_BOOT)
+
+
+_BOOT: int | None = getattr(time, "CLOCK_BOOTTIME", None)
 
 
 @dataclass(slots=True)
@@ -42,10 +57,12 @@ class Watched:
 
     job: Job
     thread: int
-    started: float = field(default_factory=time.monotonic)
-    renewed: float = field(default_factory=time.monotonic)
+    started: float = field(default_factory=clock)
+    renewed: float = field(default_factory=clock)
     stop: BaseException | None = None
-    stopped_at: float = 0.0
+    stopped_at: float = float("-inf")
+    doomed_at: float = float("inf")
+    guarded_until: float = 0.0
     progress: dict[str, Any] | None = None
     written: dict[str, Any] | None = None
     over: bool = False
@@ -54,7 +71,7 @@ class Watched:
     def past_limit(self) -> bool:
         """Whether it ran longer than its time limit, which only the prefork pool enforces."""
         limit = self.job.time_limit
-        return limit is not None and time.monotonic() - self.started > limit + 1.0
+        return limit is not None and clock() - self.started > limit + 1.0
 
     def tell(self, progress: dict[str, Any]) -> None:
         """Keep how far the body is. Raises ``PayloadError`` when that is not JSON."""
@@ -110,7 +127,7 @@ _threads: list[threading.Thread] = []
 @contextmanager
 def watching(job: Job, leased: float | None = None) -> Iterator[Watched]:
     """Keep a job's lease, which began at ``leased``, while the block runs; interrupt the block when it must stop."""
-    entry = Watched(job, threading.get_ident(), renewed=time.monotonic() if leased is None else leased)
+    entry = Watched(job, threading.get_ident(), renewed=clock() if leased is None else leased)
     try:
         _enter(entry)
         yield entry
@@ -139,6 +156,7 @@ def _leave(entry: Watched) -> None:
         if _watched.get(entry.job.pk) is entry:
             del _watched[entry.job.pk]
         _clear_interrupt(entry)
+        _lower_the_guard(entry)
     entry.job.progress = entry.progress or entry.job.progress
 
 
@@ -156,9 +174,9 @@ def _ensure_threads() -> None:
     """Start the threads of this process that do not run: none does before its first body."""
     global _threads
     if not _threads or not all(thread.is_alive() for thread in _threads):
-        rounds = {"mainstay-heartbeat": _database_round, "mainstay-clock": _clock_round}
+        rounds = {"mainstay-heartbeat": (_database_round, BEAT), "mainstay-clock": (_clock_round, CLOCK_BEAT)}
         alive = {thread.name: thread for thread in _threads if thread.is_alive()}
-        _threads = [alive.get(name) or _started(name, act) for name, act in rounds.items()]
+        _threads = [alive.get(name) or _started(name, *round_) for name, round_ in rounds.items()]
 
 
 def _begin_anew() -> None:
@@ -171,17 +189,17 @@ def _begin_anew() -> None:
 os.register_at_fork(after_in_child=_begin_anew)
 
 
-def _started(name: str, act: Callable[[], None]) -> threading.Thread:
-    thread = threading.Thread(target=_repeat, args=(act,), name=name, daemon=True)
+def _started(name: str, act: Callable[[], None], every: float) -> threading.Thread:
+    thread = threading.Thread(target=_repeat, args=(act, every), name=name, daemon=True)
     thread.start()
     return thread
 
 
-def _repeat(act: Callable[[], None]) -> None:
-    """Do a round again and again while bodies run, whatever becomes of it."""
+def _repeat(act: Callable[[], None], every: float) -> None:
+    """Do a round again and again while bodies run, whatever becomes of it; not in step with other processes."""
     while True:
         _work.wait()
-        time.sleep(BEAT)
+        time.sleep(every * random.uniform(0.8, 1.0))
         try:
             act()
         except Exception:
@@ -204,7 +222,7 @@ def _long_bodies() -> list[Watched]:
     with _lock:
         if not _watched:
             _work.clear()
-        return [entry for entry in _watched.values() if time.monotonic() - entry.started >= BEAT]
+        return [entry for entry in _watched.values() if clock() - entry.started >= BEAT]
 
 
 def _beat(entries: list[Watched]) -> None:
@@ -219,18 +237,20 @@ def _beat(entries: list[Watched]) -> None:
             lifecycle.database().ensure_connection()
             _try(act)
     except Error as error:
-        logger.warning("The heartbeat could not reach the database: %s", error)
+        _database.failed(error)
         lifecycle.database().close()
 
 
 def _try(act: Callable[[], None]) -> None:
     """Do an act; one that fails must not keep the other bodies from their leases."""
     try:
-        with _bounded():
+        with outage.bounded(lifecycle.database(), PATIENCE + 1.0), _bounded():
             act()
+        _database.over()
     except Error as error:
-        logger.warning("The database refused the heartbeat: %s", error)
-        lifecycle.database().close()
+        _database.failed(error)
+        if not outage.busy(error):
+            lifecycle.database().close()
     except Exception:
         logger.exception("The heartbeat failed for a body.")
 
@@ -264,7 +284,7 @@ def _look(entries: list[Watched]) -> None:
 
 
 def _renew(entry: Watched) -> None:
-    before = time.monotonic()
+    before = clock()
     if before - entry.renewed < settings().HEARTBEAT or entry.past_limit:
         return
     if lifecycle.amend(entry.job, lease_until=Clock(timedelta(seconds=settings().LEASE))):
@@ -280,18 +300,26 @@ def _write_progress(entry: Watched) -> None:
 
 def _stop_in_time(entry: Watched) -> None:
     """Stop a body whose lease is about to end, by our own clock; past its time limit nobody renews it."""
-    if time.monotonic() - entry.renewed > settings().LEASE - 2 * BEAT:
+    left = entry.renewed + settings().LEASE - clock()
+    if left < 2 * BEAT:
         _interrupt(entry, LeaseLost("the lease could not be renewed in time"))
+    if _has_its_own_process(entry):
+        _guard(entry, left)
+        if entry.stop is not None and (clock() > entry.doomed_at or left < CLOCK_BEAT):
+            _end_process(entry)
 
 
 def _interrupt(entry: Watched, error: BaseException) -> None:
     """Raise in the body: by the pool's own signal where there is one, else as an asynchronous exception."""
     with _lock:
-        again = time.monotonic() - entry.stopped_at > settings().HEARTBEAT
+        again = clock() - entry.stopped_at > settings().HEARTBEAT
         if entry.over or not again:
             return
-        entry.stop, entry.stopped_at = entry.stop or error, time.monotonic()
-        if entry.thread == threading.main_thread().ident and _soft_limit_handler is not None:
+        if entry.stop is None:
+            grace = settings().CANCEL_GRACE if isinstance(error, JobCancelled) else 2 * BEAT
+            entry.stop, entry.doomed_at = error, clock() + grace
+        entry.stopped_at = clock()
+        if _has_its_own_process(entry):
             signal.pthread_kill(entry.thread, signal.SIGUSR1)
         else:
             ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(entry.thread), ctypes.py_object(type(entry.stop)))
@@ -300,6 +328,42 @@ def _interrupt(entry: Watched, error: BaseException) -> None:
 def _clear_interrupt(entry: Watched) -> None:
     if entry.stop is not None and entry.thread == threading.get_ident():
         ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(entry.thread), None)
+
+
+# --- What does not stop ---------------------------------------------------------------------------------------
+
+
+def _has_its_own_process(entry: Watched) -> bool:
+    """Whether a body is alone in its process: in a child of the prefork pool."""
+    return entry.thread == threading.main_thread().ident and _soft_limit_handler is not None
+
+
+def _end_process(entry: Watched) -> None:
+    """End a child whose body did not stop when it was told to; its worker starts another."""
+    with _lock:
+        if entry.over:
+            return
+        logger.error("Job %s does not stop (%s): its process is ended.", entry.job.pk, entry.stop)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _guard(entry: Watched, left: float) -> None:
+    """Have the process ended at the end of its lease also where the body lets no other thread run.
+
+    That timer needs no interpreter: a thread of the C library prints where the body is, and ends the process.
+    """
+    with _lock:
+        until = clock() + left
+        if entry.over or until - entry.guarded_until < BEAT or left <= 0:
+            return
+        entry.guarded_until = until
+        with suppress(Exception):
+            faulthandler.dump_traceback_later(left, exit=True, file=sys.__stderr__)  # type: ignore[arg-type]
+
+
+def _lower_the_guard(entry: Watched) -> None:
+    if entry.guarded_until:
+        faulthandler.cancel_dump_traceback_later()
 
 
 # --- The soft time limit of the prefork pool: a signal whose handler raises in the main thread ---
