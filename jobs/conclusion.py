@@ -11,7 +11,7 @@ from typing import Any
 from django.db import transaction
 from django.utils import timezone
 
-from jobs import declared, drafts, lifecycle, successors
+from jobs import checkpoints, declared, drafts, lifecycle, payload, successors
 from jobs.conf import current as settings
 from jobs.failures import Failure, Kind
 from jobs.lifecycle import Clock, Plus
@@ -91,6 +91,8 @@ def _move(job: Job, failure: Failure, decision: Decision, report: Report, change
         changes |= {"max_attempts": Plus(1), "snoozes": Plus(1)}
     if failure.kind is Kind.LOST:
         changes["losses"] = Plus(1)
+    if "payload" in changes and payload.decode(changes["payload"]) != payload.decode(job.payload):
+        checkpoints.forget(job)
     if decision.target in (State.RETRYING, State.PENDING):
         changes["due_at"] = Clock(decision.delay)
     return lifecycle.move(job, decision.target, decision.reason, **changes)

@@ -25,6 +25,8 @@ class Settings:
     PAYLOAD_LIMIT: int = 64 * 1024
     CANVAS_LIMIT: int = 1024 * 1024
     RESULT_LIMIT: int = 256 * 1024
+    CHECKPOINT_LIMIT: int = 64 * 1024
+    MAX_CHECKPOINTS: int = 1000
     TIME_LIMIT: float = 300.0
     MAX_ATTEMPTS: int = 10
     MAX_LOSSES: int = 3

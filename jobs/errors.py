@@ -25,6 +25,10 @@ class DeclarationError(JobsError, TypeError):
     """A task that is declared wrongly; raised where it is declared."""
 
 
+class CheckpointError(JobsError, ValueError):
+    """A checkpoint that cannot be kept: its name, its value, or where it is made."""
+
+
 class MoveRefused(JobsError):
     """The job was no longer as the caller saw it: somebody else moved it first."""
 

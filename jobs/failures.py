@@ -175,6 +175,7 @@ DEFAULT_KINDS: dict[str, Kind] = {
     "jobs.errors.AmbiguousError": A,
     "jobs.errors.RateLimited": Kind.RATE_LIMITED,
     "jobs.errors.PayloadError": P,
+    "jobs.errors.CheckpointError": P,
     # The standard library
     "builtins.ConnectionRefusedError": T,
     "builtins.ConnectionError": A,

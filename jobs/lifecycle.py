@@ -117,6 +117,16 @@ def amend(job: Job, **changes: Any) -> bool:
     return bool(_update(changes, guard, seen))
 
 
+def hold(job: Job) -> bool:
+    """Whether an attempt still holds its job; nobody can take it over before the transaction around this ends."""
+    guard, seen = _guard(job)
+    connection = database()
+    lock = connection.ops.for_update_sql(no_key=True) if connection.features.has_select_for_no_key_update else ""
+    with connection.cursor() as cursor:
+        cursor.execute(f"SELECT 1 FROM {_table()} WHERE {guard} {lock}", seen)
+        return cursor.fetchone() is not None
+
+
 def move_all(
     seen: Iterable[State], target: State, where: str, parameters: Sequence[Any], reason: str, **changes: Any
 ) -> int:

@@ -221,15 +221,22 @@ class Worker(models.Model):
 class Checkpoint(models.Model):
     """What a body had finished when it said so: a named step's result, or a cursor; the next attempt reads it."""
 
+    class Kind(models.TextChoices):
+        """What is kept."""
+
+        STEP = "step", _("step")
+        CURSOR = "cursor", _("cursor")
+
     job = models.ForeignKey(Job, on_delete=models.CASCADE, related_name="checkpoints")
+    kind = models.CharField(max_length=6, choices=Kind.choices)
     name = models.CharField(max_length=200)
     value = models.TextField(help_text="as JSON")
-    attempt = models.PositiveIntegerField(help_text="number of the attempt that wrote it")
+    attempt = models.PositiveIntegerField(default=0, help_text="number of the attempt that wrote it; 0: another job's")
     written_at = models.DateTimeField()
 
     class Meta:
         ordering: ClassVar = ["written_at", "id"]
-        default_permissions = ("view",)
+        default_permissions = ()
         constraints: ClassVar = [
             models.UniqueConstraint(fields=["job", "name"], name="one_checkpoint_per_name"),
         ]
@@ -250,8 +257,11 @@ class Schedule(models.Model):
 
     name = models.CharField(max_length=200, primary_key=True)
     misfire = models.CharField(max_length=4, choices=Misfire.choices, default=Misfire.ONCE)
+    periodic_task_id = models.BigIntegerField(null=True, blank=True, help_text="the periodic task that it belongs to")
+    says = models.TextField(blank=True, default="", help_text="when it fires, as it was when it last began anew")
+    anchor = models.DateTimeField(null=True, blank=True, help_text="from where an interval is counted")
     decided_until = models.DateTimeField(null=True, blank=True, help_text="every fire up to then is in the ledger")
-    changed_at = models.DateTimeField(null=True, blank=True)
+    ran_at = models.DateTimeField(null=True, blank=True, help_text="what was written as the time of the last run")
 
     class Meta:
         default_permissions = ("view", "change")
@@ -265,7 +275,9 @@ class Tick(models.Model):
 
     schedule = models.CharField(max_length=200)
     fire_at = models.DateTimeField(help_text="when it was due")
-    job_id = models.UUIDField(null=True, blank=True, help_text="the job it became; none where the policy left it out")
+    job_id = models.UUIDField(null=True, blank=True, help_text="the job it became; none where it was left out")
+    left_out = models.PositiveIntegerField(default=0, help_text="how many fires, up to the next row, were left out")
+    reason = models.CharField(max_length=255, blank=True, default="", help_text="why it did not become a job")
     decided_at = models.DateTimeField()
 
     class Meta:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from jobs import declared, drafts, lifecycle, outbox, payload, successors
+from django.db import transaction
+
+from jobs import checkpoints, declared, drafts, lifecycle, outbox, payload, successors
 from jobs.errors import Refused
 from jobs.models import Job
 from jobs.payload import Payload
@@ -27,7 +29,10 @@ def repeat(original: Job, content: Payload | None = None) -> Job:
     if content is not None:
         drafts.fill(job, says, content)
         job.key, job.version = None, says.version
-    outbox.record(job, says.key_scope)
+    with transaction.atomic(using=lifecycle.alias()):
+        outbox.record(job, says.key_scope)
+        if payload.decode(job.payload) == old:
+            checkpoints.inherit(job, original)
     kept = lifecycle.seen(job.pk)
     assert kept is not None
     return kept

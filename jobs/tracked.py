@@ -5,9 +5,12 @@ Celery may need this class before Django's apps are ready, so what knows the mod
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, ClassVar
-from uuid import UUID
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeVar
+from uuid import NAMESPACE_OID, UUID, uuid5
 
 from celery.canvas import Signature
 from celery.contrib.django.task import DjangoTask
@@ -20,7 +23,12 @@ from jobs.errors import Replaced
 from jobs.payload import Payload
 
 if TYPE_CHECKING:
+    from jobs.checkpoints import Checkpoints
     from jobs.heartbeat import Watched
+
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T")
 
 
 def _take_over(cls: type, name: str, ours: str) -> None:
@@ -125,6 +133,49 @@ class Tracked(DjangoTask[..., Any]):
         watched = self._watched()
         if watched is not None and watched.stop is not None:
             raise watched.stop
+
+    def step(self, name: str, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call a function once: its result is kept as JSON, and given back in later attempts and replays.
+
+        A crash between the call and the keeping calls it again: hand ``idempotency_token_for(name)`` to the outside.
+        """
+        result: R = self._checkpoints().step(name, partial(function, *args, **kwargs))
+        return result
+
+    def atomic_step(self, name: str, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call a function once that writes only to the jobs' database: its writes and its result commit together.
+
+        Raises ``LeaseLost``, and keeps nothing, when somebody else holds the job by then.
+        """
+        result: R = self._checkpoints().atomic_step(name, partial(function, *args, **kwargs))
+        return result
+
+    def cursor(self, name: str, start: T) -> T:
+        """How far the named cursor has come, in this and earlier attempts; ``start`` if it has not moved yet."""
+        return self._checkpoints().cursor(name, start)
+
+    def advance(self, name: str, to: Any) -> AbstractContextManager[None]:
+        """Move the named cursor in one transaction with what the block writes to the jobs' database.
+
+        Raises ``LeaseLost``, and keeps nothing, when somebody else holds the job by then.
+        """
+        return self._checkpoints().advance(name, to)
+
+    def idempotency_token_for(self, step: str) -> str:
+        """A text for the outside world that is the same for this step in all attempts and replays of this job."""
+        token = self.idempotency_token
+        return str(uuid5(NAMESPACE_OID, f"{token}:{step}")) if token else ""
+
+    def _checkpoints(self) -> Checkpoints:
+        request: Any = self.request
+        found: Checkpoints | None = getattr(request, "mainstay_checkpoints", None)
+        if found is None:
+            from jobs.checkpoints import Checkpoints
+
+            watched = self._watched()
+            found = Checkpoints(watched.job if watched else None, self.check_cancelled)
+            request.mainstay_checkpoints = found
+        return found
 
     @property
     def idempotency_token(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
 from django.utils import timezone
 from django.utils.html import format_html, format_html_join
@@ -27,10 +27,12 @@ from jobs.admin.wording import (
     when,
 )
 from jobs.masking import mask
-from jobs.models import Act, Job, Pause
+from jobs.models import Act, Checkpoint, Job, Pause
 from jobs.states import MEANING, State
 
 Fact = tuple[str, SafeString | str]
+
+CHECKPOINTS_SHOWN: Final = 50
 
 
 def content(job: Job, user: Any) -> dict[str, Any]:
@@ -50,6 +52,7 @@ def content(job: Job, user: Any) -> dict[str, Any]:
         "result": shown.masked(job.result),
         "traceback": Traceback(job.traceback),
         "attempts": timeline.of_job(job),
+        "checkpoints": list(kept(job)),
         "relations": links.relations(job),
         "elsewhere": links.elsewhere(job),
         "replay_address": links.replay_address(job) if user.has_perm("dlq.replay_deadletter") else "",
@@ -150,6 +153,16 @@ def _set_back(job: Job) -> str:
 
 def _at(moment: Any) -> SafeString | str:
     return format_html('{} <span class="jobs-quiet">{}</span>', when(moment), exactly(moment)) if moment else ""
+
+
+def kept(job: Job) -> Iterator[dict[str, Any]]:
+    """The latest checkpoints, oldest first, secrets hidden."""
+    rows = Checkpoint.objects.filter(job_id=job.pk).order_by("-written_at", "-id")[:CHECKPOINTS_SHOWN]
+    for row in reversed(rows):
+        value = mask({row.name: shown.loaded(row.value)})[row.name]
+        by = f"in attempt {row.attempt}" if row.attempt else "by the job that this one repeats"
+        kind, text = row.get_kind_display(), shown.pretty(value)
+        yield {"name": row.name, "kind": kind, "value": text, "by": by, "at": row.written_at}
 
 
 def companions(job: Job) -> Iterator[tuple[str, str]]:

@@ -56,10 +56,29 @@ class Migration(migrations.Migration):
                     ),
                 ),
                 (
+                    "periodic_task_id",
+                    models.BigIntegerField(blank=True, help_text="the periodic task that it belongs to", null=True),
+                ),
+                (
+                    "says",
+                    models.TextField(
+                        blank=True, default="", help_text="when it fires, as it was when it last began anew"
+                    ),
+                ),
+                (
+                    "anchor",
+                    models.DateTimeField(blank=True, help_text="from where an interval is counted", null=True),
+                ),
+                (
                     "decided_until",
                     models.DateTimeField(blank=True, help_text="every fire up to then is in the ledger", null=True),
                 ),
-                ("changed_at", models.DateTimeField(blank=True, null=True)),
+                (
+                    "ran_at",
+                    models.DateTimeField(
+                        blank=True, help_text="what was written as the time of the last run", null=True
+                    ),
+                ),
             ],
             options={
                 "default_permissions": ("view", "change"),
@@ -74,7 +93,19 @@ class Migration(migrations.Migration):
                 (
                     "job_id",
                     models.UUIDField(
-                        blank=True, help_text="the job it became; none where the policy left it out", null=True
+                        blank=True, help_text="the job it became; none where it was left out", null=True
+                    ),
+                ),
+                (
+                    "left_out",
+                    models.PositiveIntegerField(
+                        default=0, help_text="how many fires, up to the next row, were left out"
+                    ),
+                ),
+                (
+                    "reason",
+                    models.CharField(
+                        blank=True, default="", help_text="why it did not become a job", max_length=255
                     ),
                 ),
                 ("decided_at", models.DateTimeField()),
@@ -91,9 +122,15 @@ class Migration(migrations.Migration):
             name="Checkpoint",
             fields=[
                 ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("kind", models.CharField(choices=[("step", "step"), ("cursor", "cursor")], max_length=6)),
                 ("name", models.CharField(max_length=200)),
                 ("value", models.TextField(help_text="as JSON")),
-                ("attempt", models.PositiveIntegerField(help_text="number of the attempt that wrote it")),
+                (
+                    "attempt",
+                    models.PositiveIntegerField(
+                        default=0, help_text="number of the attempt that wrote it; 0: another job's"
+                    ),
+                ),
                 ("written_at", models.DateTimeField()),
                 (
                     "job",
@@ -104,7 +141,7 @@ class Migration(migrations.Migration):
             ],
             options={
                 "ordering": ["written_at", "id"],
-                "default_permissions": ("view",),
+                "default_permissions": (),
                 "constraints": [models.UniqueConstraint(fields=("job", "name"), name="one_checkpoint_per_name")],
             },
         ),

@@ -450,3 +450,22 @@ def snoozes_then_retries(self: Any) -> None:
 @task
 def wide(number: int) -> str:
     return f"{number:0200d}"
+
+
+class Stepwise(Task):
+    """A task whose body the tests write."""
+
+    retry_policy = QUICK
+
+    def run(self, payload: str | None = None) -> Any: ...
+
+
+def charge(order: str) -> str:
+    witness(f"charge:{order}")
+    return f"charged {order}"
+
+
+@task(bind=True, retry_policy=QUICK)
+def stepwise(self: Task, order: str) -> str:
+    """One step in a function's body."""
+    return self.step("charge", charge, order)

@@ -10,7 +10,7 @@ from django.urls import reverse
 from django.utils import timezone
 
 from jobs.admin import timeline
-from jobs.models import Act, FanIn, Job, Pause
+from jobs.models import Act, Checkpoint, FanIn, Job, Pause
 from jobs.states import MEANING, State
 from tests.jobs.admin import rows
 from tests.jobs.admin.conftest import Visitor
@@ -193,3 +193,35 @@ def test_what_operators_did_to_the_job_is_shown(chief: Client) -> None:
 def test_only_an_unfinished_job_is_polled(chief: Client) -> None:
     assert "jobs/progress.js" in page(chief, rows.job("running"))
     assert "jobs/progress.js" not in page(chief, rows.job("completed"))
+
+
+def keep(job: Job, name: str, value: object, kind: str = "step", attempt: int = 1) -> None:
+    text = json.dumps(value)
+    Checkpoint.objects.create(job=job, name=name, kind=kind, value=text, attempt=attempt, written_at=timezone.now())
+
+
+def test_the_checkpoints_are_shown_with_who_kept_them(chief: Client) -> None:
+    job = rows.job()
+    keep(job, "charge", {"reference": "r-17"}, attempt=2)
+    keep(job, "rows", 12_500, kind="cursor", attempt=0)
+    html = page(chief, job)
+    assert html.index("r-17") < html.index("in attempt 2") < html.index("12500")
+    assert "by the job that this one repeats" in html
+
+
+def test_secrets_in_checkpoints_are_hidden(chief: Client) -> None:
+    job = rows.job()
+    keep(job, "api_key", "swordfish")
+    keep(job, "login", {"password": "swordfish"})
+    html = page(chief, job)
+    assert "login" in html
+    assert "swordfish" not in html
+
+
+def test_of_many_checkpoints_the_latest_are_shown(chief: Client) -> None:
+    job = rows.job()
+    for number in range(60):
+        keep(job, f"step number {number}", None)
+    html = page(chief, job)
+    assert "step number 59" in html
+    assert "step number 9 " not in html
