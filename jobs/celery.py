@@ -150,7 +150,7 @@ def _adopt_task(task: Any) -> None:
 
 def _before_work(instance: Any, **_: Any) -> None:
     """The worker is about to start: tasks registered since the app was finalized are adopted too."""
-    from jobs import worker
+    from jobs import lifecycle, outage, worker
 
     if not getattr(instance.app, "mainstay_installed", False):
         return
@@ -159,6 +159,7 @@ def _before_work(instance: Any, **_: Any) -> None:
     except ImproperlyConfigured as error:
         raise SystemExit(f"The worker does not start: {error}") from None
     _adopt_tasks(instance.app)
+    outage.hurry_all(lifecycle.database())
     worker.survive_lost_brokers()
     worker.report_in_background(instance)
 

@@ -9,7 +9,6 @@ from datetime import timedelta
 from typing import Any
 
 from django.db import transaction
-from django.utils import timezone
 
 from jobs import checkpoints, declared, drafts, lifecycle, payload, successors
 from jobs.conf import current as settings
@@ -77,8 +76,9 @@ def conclude(job: Job, failure: Failure, report: Report, **changes: Any) -> tupl
 def decide(job: Job, failure: Failure) -> Decision:
     """The decision of the task's policy, with the dice thrown and the clock read here."""
     says, limits = declaration(job), settings()
+    age = lifecycle.database_now() - job.created_at
     history = History(
-        attempt=job.attempt, allowed=job.max_attempts, snoozes=job.snoozes, age=timezone.now() - job.created_at,
+        attempt=job.attempt, allowed=job.max_attempts, snoozes=job.snoozes, age=age,
         losses=job.losses + (failure.kind is Kind.LOST), idempotent=says.idempotent,
     )  # fmt: skip
     bounds = Bounds(int(limits.MAX_LOSSES), int(limits.MAX_SNOOZES), timedelta(seconds=limits.MAX_AGE))

@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from django.utils import timezone
-
-from jobs import conf, context, idempotency, options, payload
+from jobs import conf, context, idempotency, lifecycle, options, payload
 from jobs.errors import OptionError, PayloadError
 from jobs.idempotency import NO_KEY, WHILE_UNFINISHED, KeyScope
 from jobs.ids import new_id
@@ -198,9 +196,10 @@ def _limit(name: str, given: dict[str, Any], declared: float | None) -> float | 
 
 def _time(job: Job, given: dict[str, Any], app_timezone: Any, *, late: bool) -> None:
     due = options.due(given, app_timezone)
-    due_in = due if isinstance(due, timedelta) else max(timedelta(0), due - timezone.now()) if due else timedelta(0)
+    # A date is compared with the database's clock, as it is later, whatever the clock of this machine says.
+    due_in = _from_now(due) if due else timedelta(0)
     expires = options.expiry(given, due_in, app_timezone)
-    if isinstance(expires, datetime) and expires <= timezone.now() + due_in:
+    if isinstance(expires, datetime) and _from_now(expires) <= due_in:
         if late:
             expires = timedelta(0)  # the step of a chain that expired before its turn is cancelled, not refused
         else:
@@ -213,6 +212,10 @@ def _time(job: Job, given: dict[str, Any], app_timezone: Any, *, late: bool) -> 
         job.due_at = NOW  # type: ignore[assignment]
     else:
         job.reason = "scheduled"
+
+
+def _from_now(when: timedelta | datetime) -> timedelta:
+    return when if isinstance(when, timedelta) else max(timedelta(0), when - lifecycle.database_now())
 
 
 def _by_clock(value: timedelta | datetime | None) -> Any:

@@ -66,6 +66,8 @@ def by_default(error: BaseException) -> Failure:
 def _by_class(error: BaseException) -> Failure:
     if isinstance(error, OSError) and error.errno in _TRANSIENT_ERRNO:
         return Failure(Kind.TRANSIENT, f"transient: {type(error).__name__}")
+    if _sqlstates(error) & _TRANSIENT_SQLSTATES:
+        return Failure(Kind.TRANSIENT, f"transient: {type(error.__cause__ or error).__name__}")
     for cls in type(error).__mro__:
         kind = DEFAULT_KINDS.get(f"{cls.__module__}.{cls.__qualname__}")
         if kind is Kind.AMBIGUOUS and _never_sent(error):
@@ -73,6 +75,11 @@ def _by_class(error: BaseException) -> Failure:
         if kind is not None:
             return Failure(kind, f"{kind.value}: {type(error).__qualname__}", requested_delay(error))
     return Failure(Kind.UNCLASSIFIED, f"unclassified: {type(error).__name__}")
+
+
+def _sqlstates(error: BaseException) -> set[Any]:
+    """The code that PostgreSQL gave an error of Django's or of a driver's."""
+    return {getattr(one, name, None) for one in (error, error.__cause__) for name in ("sqlstate", "pgcode")} - {None}
 
 
 def _never_sent(error: BaseException) -> bool:
@@ -158,6 +165,9 @@ _TRANSIENT_ERRNO = {
     errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ENOSPC,
     errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTDOWN, errno.EINTR,
 }  # fmt: skip
+
+# What Django calls an InternalError: read-only (a standby after a failover), and time-outs of transactions.
+_TRANSIENT_SQLSTATES = {"25006", "25P03", "25P04"}
 
 _BEFORE_SENDING = {
     "builtins.ConnectionRefusedError", "socket.gaierror", "urllib3.exceptions.NewConnectionError",

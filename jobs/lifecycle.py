@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
-from django.db import InterfaceError, OperationalError, connections, models, router, transaction
+from django.db import connections, models, router, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models.expressions import Col
 
-from jobs import signals
+from jobs import outage, signals
 from jobs.errors import MoveRefused
 from jobs.models import Attempt, Job
 from jobs.states import FINAL, MOVES, WAITING, State
@@ -46,6 +47,7 @@ logger = logging.getLogger("jobs.lifecycle")
 
 NOW = Clock()
 _FAT = {"result", "error_message", "traceback"}
+LOCK_PATIENCE = 2.0  # seconds that an act on one job of many waits for a row that somebody locked
 
 
 def alias() -> str:
@@ -189,20 +191,38 @@ def announce(event: str, job: Job, **details: Any) -> None:
 
 
 def tried(job: Job, act: Callable[[], Any]) -> bool:
-    """Do an act on one job of many; False when the job has moved, or the act failed: the other jobs go on.
+    """Do an act on one job of many; False when the job has moved, is locked, or the act failed: the others go on.
 
     Raises what says that the database itself is away or busy: the other jobs would fare no better.
     """
     try:
-        act()
+        with _without_waiting_long():
+            act()
     except MoveRefused:
         return False
-    except (OperationalError, InterfaceError):
-        raise
-    except Exception:
+    except Exception as error:
+        if outage.locked(error):
+            logger.debug("Job %s is locked by somebody; it is tried again later.", job.pk)
+            return False
+        if outage.passing(error):
+            raise
         logger.exception("Job %s could not be moved on; it is tried again later.", job.pk)
         return False
     return True
+
+
+@contextmanager
+def _without_waiting_long() -> Iterator[None]:
+    """Give up on a row that another transaction keeps locked: that of a client which hangs, say."""
+    connection = database()
+    if connection.vendor != "postgresql" or connection.in_atomic_block:
+        yield
+        return
+    # For this transaction alone: behind PgBouncer, the session is also that of other people.
+    with transaction.atomic(using=alias()):
+        with connection.cursor() as cursor:
+            cursor.execute(f"SET LOCAL lock_timeout = {LOCK_PATIENCE * 1000:.0f}")
+        yield
 
 
 def seen(job_id: UUID) -> Job | None:

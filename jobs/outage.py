@@ -56,6 +56,11 @@ def passing(error: BaseException) -> bool:
     return isinstance(error, DatabaseError) and code in _SQLITE_PASSING
 
 
+def locked(error: BaseException) -> bool:
+    """Whether a time-out for locks ended the wait for one."""
+    return _sqlstate(error) == "55P03"
+
+
 def busy(error: BaseException) -> bool:
     """Whether somebody was in the way: the connection itself is well."""
     return _sqlstate(error) in _BUSY or _sqlite_code(error) in _SQLITE_BUSY

@@ -83,7 +83,11 @@ def replace(job: Job, signature: Any) -> None:
     owner = UUID(str(signature.freeze().id))
     with transaction.atomic(using=lifecycle.alias()):
         # It gives its key up, or a successor with the same key would wait for the job that waits for it.
-        lifecycle.move(job, State.PENDING, f"replaced by {owner}", follows_id=owner, due_at=None, key=None)
+        moved = lifecycle.move(job, State.PENDING, f"replaced by {owner}", follows_id=owner, due_at=None, key=None)
+        if moved.cancel_requested_at is not None:
+            # Somebody asked it to stop: what was to replace it does not start.
+            finish(moved, State.CANCELLED, moved.cancel_reason)
+            return
         keys.release(job.pk)
         with _as_successor():
             signature.apply_async(**lineage)

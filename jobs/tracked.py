@@ -16,7 +16,6 @@ from celery.canvas import Signature
 from celery.contrib.django.task import DjangoTask
 from celery.exceptions import ImproperlyConfigured, Retry
 from celery.result import GroupResult
-from django.utils import timezone
 
 from jobs import payload
 from jobs.errors import Replaced
@@ -200,7 +199,10 @@ class Tracked(DjangoTask[..., Any]):
 
 def _wait(eta: Any, countdown: Any, task: Any) -> timedelta | None:
     if eta is not None:
-        return max(timedelta(0), timedelta(seconds=(eta - timezone.now()).total_seconds()))
+        from jobs import lifecycle
+
+        now = lifecycle.database_now()  # by whose clock it will be due
+        return max(timedelta(0), eta - now)
     if countdown is not None:
         return timedelta(seconds=countdown)
     own = vars(type(task)).get("default_retry_delay")
