@@ -99,6 +99,7 @@ class Platform:
             "HTTPS": "0",
             "ALLOWED_HOSTS": "127.0.0.1,localhost",
             "DEMO_DIR": str(self.directory / "shop"),
+            "DEMO_POWER_CUT": "1",
             "GATEWAY_URL": f"http://127.0.0.1:{self.ports['gateway']}",
             "EMAIL_HOST": "127.0.0.1",
             "EMAIL_PORT": str(self.ports["mailbox"]),

@@ -15,7 +15,7 @@ from jobs.models import Job
 from jobs.states import State
 from project.demo import conf, expected
 from project.demo.mailbox import kept, message_name
-from project.demo.models import Order, Payment, Product, Promise, Receipt, Subscriber, TaxEntry, Thumbnail
+from project.demo.models import ImportRun, Order, Payment, Product, Promise, Receipt, Subscriber, TaxEntry, Thumbnail
 from project.demo.round import Round
 from project.demo.seeding import order_file_of
 
@@ -50,6 +50,7 @@ def gather(rounds: list[Round], ledger: dict[str, Any]) -> Findings:
     findings = Findings()
     findings.lost += vanished_jobs()
     look_at_orders(findings, rounds)
+    look_at_imports(findings, rounds)
     look_at_charges(findings, rounds, ledger["charges"])
     look_at_mail(findings, rounds)
     look_at_pictures(findings, rounds)
@@ -80,6 +81,38 @@ def look_at_orders(findings: Findings, rounds: list[Round]) -> None:
     findings.compare("orders", intended, Order.objects.values_list("number", flat=True))
     shipped = Order.objects.filter(state=Order.State.SHIPPED).values_list("number", flat=True)
     findings.compare("shipped orders", (line.number for r in rounds for line in expected.told(r)), shipped)
+
+
+def look_at_imports(findings: Findings, rounds: list[Round]) -> None:
+    """Every row of a file was brought in once, although the power was cut half-way."""
+    for a_round in rounds:
+        resumed = resumption(a_round)
+        if resumed is not None and resumed.rows != a_round.orders:
+            findings.amiss.append(f"imports: intended {a_round.orders} rows, found: {resumed}")
+        if conf.POWER_CUT and (resumed is None or not resumed.cuts):
+            findings.amiss.append(f"imports: the power was not cut during that of {a_round.name}")
+
+
+@dataclass(frozen=True, slots=True)
+class Resumption:
+    """How an import came to its end."""
+
+    file: str
+    cuts: int
+    attempts: int
+    rows: int
+
+    def __str__(self) -> str:
+        times = f"{self.cuts} power cut{'' if self.cuts == 1 else 's'}, {self.attempts} attempts"
+        return f"import of {self.file}: {times}, {self.rows:,} rows, each brought in once"
+
+
+def resumption(a_round: Round) -> Resumption | None:
+    """How the import of a round came to its end; ``rows`` counts a row that was brought in twice twice."""
+    name = order_file_of(a_round.number)
+    job = Job.objects.filter(metadata__file=name, state=State.COMPLETED).first()
+    run = ImportRun.objects.filter(file=name, done=True).first()
+    return Resumption(name, job.losses, job.attempt, run.cursor) if job and run else None
 
 
 def look_at_charges(findings: Findings, rounds: list[Round], charges: list[dict[str, str]]) -> None:

@@ -29,6 +29,8 @@ class Command(BaseCommand):
         findings, complaints = self.compare()
         for line in [*settling.stragglers(), *findings.lost, *complaints]:
             self.stderr.write(line)
+        for resumed in filter(None, (evidence.resumption(seeding.round) for seeding in Seeding.objects.all())):
+            self.stdout.write(str(resumed))
         self.stdout.write(summary(len(findings.lost)))
         if settling.unfinished() or findings.lost or complaints:
             raise SystemExit(1)
