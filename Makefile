@@ -48,6 +48,11 @@ check: $(READY) ## Check format, lint, types, imports, Django's checks, migratio
 	if [ -n "$$failed" ]; then echo "not as it should be:$$failed"; exit 1; fi; \
 	echo "all checks passed"
 
+.PHONY: chaos
+chaos: $(READY) ## Break the platform row by row and count the jobs (QUICK=1; ROW=17 SEED=42; AGAINST=celery)
+	@$(RUN) -m tests.chaos --row '$(ROW)' --seed '$(SEED)' --quick '$(QUICK)' --database '$(DATABASE)' \
+		--broker '$(BROKER)' --against '$(AGAINST)' --parallel '$(PARALLEL)'
+
 .PHONY: screenshots
 screenshots: $(READY) ## Take pictures of a running demo into screenshots/ (needs Chromium and ChromeDriver)
 	@[ -f .demo/addresses ] || { echo "There is no demo to take pictures of. Run 'make demo' in another terminal." >&2; exit 1; }
@@ -61,7 +66,7 @@ latest: ## Run the tests with the newest versions that the dependencies allow, i
 
 .PHONY: clean
 clean: ## Remove the virtualenv and everything that the commands have made
-	@rm -rf .venv .venv-* .demo build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	@rm -rf .venv .venv-* .demo .chaos build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # --- The virtualenv -------------------------------------------------------------------------------

@@ -1,0 +1,87 @@
+"""What the jobs of the matrix do, for the platform and for plain Celery alike: write the ledger, and misbehave."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tests.chaos import ledger
+from tests.chaos.ledger import NOBODY, Line
+
+BEAT = 0.05  # seconds between two lines of a long body
+
+
+class Transient(Exception):
+    """Worth another try."""
+
+
+class Broken(Exception):
+    """No use to try again."""
+
+
+class Ledger:
+    """The ledger of one execution of a body."""
+
+    def __init__(self, number: int, job: str, attempt: int, token: str = NOBODY) -> None:
+        self.known = (number, job, attempt, os.getpid(), token)
+        self.write("begin")
+
+    def write(self, what: str) -> None:
+        """Add a line."""
+        ledger.append(os.environ["CHAOS_LEDGER"], str(Line(what, *self.known, ledger.now())))
+
+    def last(self, seconds: float) -> None:
+        """Work for as long, and let it be seen."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            time.sleep(min(BEAT, max(0.0, until - time.monotonic())))
+            self.write("beat")
+
+    def wait_for(self, gate: str) -> None:
+        """Work until a file exists."""
+        while not Path(gate).exists():
+            self.last(BEAT)
+
+
+def perform(written: Ledger, *, seconds: float, gate: str, how: str, attempt: int, until: int) -> None:
+    """The body: work for ``seconds``, or until ``gate`` exists; misbehave in attempts before ``until``."""
+    written.last(seconds)
+    if gate:
+        written.wait_for(gate)
+    if attempt < until:
+        MENU[how]()
+
+
+def _raise(error: BaseException) -> Any:
+    raise error
+
+
+def _overflow(depth: int = 0) -> int:
+    return _overflow(depth + 1) + 1
+
+
+def _fill_memory() -> None:
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_AS, (1 << 30, resource.RLIM_INFINITY))
+    hoard = []
+    while True:
+        hoard.append(bytearray(1 << 26))
+
+
+MENU: dict[str, Callable[[], Any]] = {
+    "fine": lambda: None,
+    "transient": lambda: _raise(Transient("try again")),
+    "broken": lambda: _raise(Broken("no use")),
+    "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "exit": lambda: _raise(SystemExit(3)),
+    "memory": lambda: _raise(MemoryError("full")),
+    "oom": _fill_memory,
+    "overflow": _overflow,
+    "hang": lambda: time.sleep(3600),
+}
+"""Misbehaviours by name, for ``how=``."""

@@ -1,0 +1,6 @@
+"""The settings of the tests, with the tasks of the matrix and the place where processes may be told to die."""
+
+from tests.settings import *  # noqa: F403
+from tests.settings import INSTALLED_APPS
+
+INSTALLED_APPS = ["tests.chaos", *(app for app in INSTALLED_APPS if app not in {"project.demo", "tests.sample"})]

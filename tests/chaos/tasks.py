@@ -1,0 +1,90 @@
+"""The tasks of the matrix, as jobs of the platform. All take ``number``; a canvas may put a result before it."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+from django.db import connection
+
+from jobs.retry import RetryPolicy
+from jobs.task import IdempotentTask, TransactionalTask, task
+from tests.chaos.bodies import Broken, Ledger, Transient, perform
+from tests.chaos.ledger import NOBODY
+
+POLICY = RetryPolicy(max_attempts=8, base=0.1, cap=1.0, transient=(Transient,), permanent=(Broken,))
+
+
+def _perform(self: Any, number: int, seconds: float, gate: str, how: str, until: int) -> int:
+    attempt, token = _attempt(self)
+    written = Ledger(number, str(self.request.id), attempt, token)
+    perform(written, seconds=seconds, gate=gate, how=how, attempt=attempt, until=until)
+    written.write("end")
+    return number
+
+
+def _attempt(self: Any) -> tuple[int, str]:
+    """Number and token of the attempt that runs, as its process knows them."""
+    from jobs import heartbeat
+
+    watched = heartbeat.watched(UUID(self.request.id))
+    if watched is None:
+        return self.request.retries + 1, NOBODY
+    return watched.job.attempt, str(watched.job.token)
+
+
+@task(bind=True, retry_policy=POLICY)
+def plain(
+    self: Any,
+    before: Any = None,
+    *,
+    number: int,
+    seconds: float = 0.0,
+    gate: str = "",
+    how: str = "fine",
+    until: int = 99,
+) -> int:
+    """Any task."""
+    return _perform(self, number, seconds, gate, how, until)
+
+
+@task(bind=True, base=IdempotentTask, key="chaos:{key}", retry_policy=POLICY)
+def idempotent(
+    self: Any, before: Any = None, *, number: int, key: str, seconds: float = 0.0, gate: str = "", how: str = "fine",
+    until: int = 99,
+) -> int:  # fmt: skip
+    """A task with a key."""
+    return _perform(self, number, seconds, gate, how, until)
+
+
+@task(bind=True, base=TransactionalTask, retry_policy=POLICY)
+def transactional(
+    self: Any, before: Any = None, *, number: int, seconds: float = 0.0, gate: str = "", how: str = "fine",
+    until: int = 99, pause: float = 0.0,
+) -> int:  # fmt: skip
+    """A task whose effect is a row, written in the transaction that completes the job; ``pause`` is after the row."""
+    attempt, token = _attempt(self)
+    written = Ledger(number, str(self.request.id), attempt, token)
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO chaos_effect (number, job, pid) VALUES (%s, %s, %s)",
+            [number, str(self.request.id), written.known[3]],
+        )
+    perform(written, seconds=seconds + pause, gate=gate, how=how, attempt=attempt, until=until)
+    written.write("end")
+    return number
+
+
+@task(bind=True, soft_time_limit=1.0, time_limit=2.0, retry_policy=POLICY)
+def limited(
+    self: Any,
+    before: Any = None,
+    *,
+    number: int,
+    seconds: float = 0.0,
+    gate: str = "",
+    how: str = "fine",
+    until: int = 99,
+) -> int:
+    """A task with a hard time limit of two seconds."""
+    return _perform(self, number, seconds, gate, how, until)
