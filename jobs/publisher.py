@@ -119,7 +119,7 @@ class Publisher:
 
     def _leads_nowhere(self, error: ChannelError, message: dict[str, Any]) -> bool:
         """Whether RabbitMQ gave a message back because its queue, or the exchange before it, is not there."""
-        return self._on_amqp and "queue" in message and (error.code == NO_ROUTE or isinstance(error, NotFound))
+        return self._on_amqp and "queue" in message and error.reply_code in (NO_ROUTE, NotFound.code)
 
     def _declared(self, queue: str) -> Any:
         """A fresh producer, once the queue is there: nobody has declared it so far, or it was deleted."""
