@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from celery import chain, current_app, group, shared_task
 from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
 from celery.signals import before_task_publish
 from django.contrib.auth.models import Group
+from django.db import connection
 
 from jobs.errors import PermanentError, RateLimited, Snooze, TransientError
 from jobs.payload import Payload
@@ -469,3 +472,64 @@ def charge(order: str) -> str:
 def stepwise(self: Task, order: str) -> str:
     """One step in a function's body."""
     return self.step("charge", charge, order)
+
+
+def enrol(name: str) -> str:
+    """Write a row that can be written once only."""
+    return str(Group.objects.create(name=name).pk)
+
+
+@contextmanager
+def dying_at(moment: int) -> Iterator[None]:
+    """Kill this process at a moment of its talk with the database: each statement, and before and after each commit."""
+    database: Any = connection
+    moments, commit = count(), database._commit
+
+    def pass_by() -> None:
+        if next(moments) == moment:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def execute(run: Any, *args: Any) -> Any:
+        pass_by()
+        return run(*args)
+
+    def commit_between() -> None:
+        pass_by()
+        commit()
+        pass_by()
+
+    with database.execute_wrapper(execute):
+        database._commit = commit_between
+        try:
+            yield
+        finally:
+            del database._commit
+
+
+@task(bind=True, base=IdempotentTask, key=NO_KEY, retry_policy=QUICK)
+def checkpointed(self: Any, name: str, dies_at: int) -> list[int]:
+    """Steps and a cursor; the first attempt dies at a moment."""
+    with dying_at(dies_at) if self.request.retries == 0 else nullcontext():
+        self.step("tell", witness, f"tell:{name}")
+        self.atomic_step("enrol", enrol, name)
+        for row in range(self.cursor("rows", 0), 3):
+            with self.advance("rows", row + 1):
+                enrol(f"{name}, row {row}")
+                note.delay(f"{name}, row {row}")
+    return [self.cursor("rows", 0)]
+
+
+@task(bind=True, base=IdempotentTask, key=NO_KEY, retry_policy=QUICK)
+def two_at_once(self: Any, gate: str) -> int:
+    """Wait for a file of this attempt's own, then write and move the cursor."""
+    number = self.request.retries + 1
+    witness(f"start:{number}")
+    while not Path(f"{gate}-{number}").exists():
+        time.sleep(0.02)
+    try:
+        with self.advance("rows", number):
+            enrol(f"of attempt {number}")
+    except BaseException as error:
+        witness(f"{number}:{type(error).__name__}")
+        raise
+    return number
