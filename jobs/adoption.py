@@ -5,8 +5,15 @@ from __future__ import annotations
 from typing import Any
 from uuid import NAMESPACE_OID, UUID, uuid5
 
-from jobs import attempt, intake, lifecycle
+from jobs import attempt, epoch, intake, lifecycle
+from jobs.errors import JobNotFound
 from jobs.publisher import HEADER, UNTRACKED
+
+FORGOTTEN = (
+    "A message came for this job, and the database does not know it: it was set back, as by restoring a backup. "
+    "The job may have run already. What was to follow it is not known. Look whether it took effect, then replay or "
+    "resolve it."
+)
 
 
 def job_of(task: Any, request: Any) -> UUID | None:
@@ -33,6 +40,23 @@ def _adopt(task: Any, request: Any, job_id: UUID) -> None:
     }  # fmt: skip
     given = {name: value for name, value in options.items() if value}
     intake.adopt(task.name, task, request.args, request.kwargs, given)
+
+
+def keep_forgotten(task: Any, request: Any) -> None:
+    """Keep a refused message as a failed job, where its row is gone because the database was set back.
+
+    Where the job was pruned, its message is only a late duplicate.
+    """
+    job_id: UUID = request.mainstay_job
+    attempt.patiently(lambda: _keep_forgotten(task, request, job_id))
+
+
+def _keep_forgotten(task: Any, request: Any, job_id: UUID) -> None:
+    if lifecycle.seen(job_id) is not None or not epoch.is_forgotten(job_id):
+        return
+    carried = {"task_id": str(job_id), "root_id": request.root_id, "parent_id": request.parent_id}
+    given = {name: value for name, value in carried.items() if value}
+    intake.bury(task.name, request.args, request.kwargs, given, JobNotFound(FORGOTTEN))
 
 
 def _queue(task: Any, request: Any) -> str | None:

@@ -14,7 +14,7 @@ from uuid import NAMESPACE_OID, UUID, uuid5
 
 from celery.canvas import Signature
 from celery.contrib.django.task import DjangoTask
-from celery.exceptions import ImproperlyConfigured, Retry
+from celery.exceptions import Ignore, ImproperlyConfigured, Retry
 from celery.result import GroupResult
 
 from jobs import payload
@@ -61,7 +61,11 @@ class Tracked(DjangoTask[..., Any]):
         request.mainstay_job = adoption.job_of(self, request)
         if request.mainstay_job is None:
             return self.run(*args, **kwargs)
-        return attempt.perform(self, request.mainstay_job, request.hostname or "")
+        try:
+            return attempt.perform(self, request.mainstay_job, request.hostname or "")
+        except Ignore:
+            adoption.keep_forgotten(self, request)
+            raise
 
     def execute(self, *args: Any, **kwargs: Any) -> Any:
         """Run the body, through the ``__call__`` of the project's own base class where it has one."""
