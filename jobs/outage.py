@@ -12,7 +12,7 @@ from collections.abc import Iterator, MutableMapping
 from contextlib import suppress
 from typing import Any, Self
 
-from django.db import DatabaseError, Error, InterfaceError, OperationalError
+from django.db import Error, InterfaceError, OperationalError
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 logger = logging.getLogger("jobs.outage")
@@ -37,9 +37,10 @@ _BUSY = {"40001", "40P01", "55P03", "57014"}
 # a failed transaction; the database or its tables not there (yet).
 _PASSING = ("08", "40", "53", "55", "57", "58", "25006", "25P02", "25P03", "25P04", "3D000", "42P01")
 _NEVER = ("54",)  # a limit of PostgreSQL's own: it would be the same next time
-# By SQLite's primary code: busy and locked; read-only, input or output, corrupt, full, cannot be opened, no database.
+# By SQLite's primary code: busy and locked; no memory, read-only, interrupted, input or output, corrupt, full, cannot be
+# opened, locking protocol, no database (a file that is being restored). Code 1 is a mistake in the statement.
 _SQLITE_BUSY = {5, 6}
-_SQLITE_PASSING = {5, 6, 8, 10, 11, 13, 14, 26}
+_SQLITE_PASSING = {5, 6, 7, 8, 9, 10, 11, 13, 14, 15, 26}
 
 
 def passing(error: BaseException) -> bool:
@@ -49,11 +50,11 @@ def passing(error: BaseException) -> bool:
     state, code = _sqlstate(error), _sqlite_code(error)
     if state is not None and state.startswith(_NEVER):
         return False
+    if code is not None:
+        return code in _SQLITE_PASSING or "no such table" in str(error)
     if isinstance(error, OperationalError | InterfaceError):
         return True
-    if state is not None:
-        return state.startswith(_PASSING)
-    return isinstance(error, DatabaseError) and code in _SQLITE_PASSING
+    return state is not None and state.startswith(_PASSING)
 
 
 def locked(error: BaseException) -> bool:
