@@ -116,7 +116,7 @@ CELERY_TASK_QUEUES = queues(BROKER_URL, environment.queue_kind())
 CELERY_TASK_CREATE_MISSING_QUEUES = False
 CELERY_TASK_TIME_LIMIT = 300
 CELERY_TASK_SOFT_TIME_LIMIT = 270
-CELERY_BEAT_SCHEDULER = "django_celery_beat.schedulers:DatabaseScheduler"
+CELERY_BEAT_SCHEDULER = "jobs.schedule.scheduler:Scheduler"
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
 if on_rabbitmq(BROKER_URL):
     # A worker's events and answers must not stop it for ever while RabbitMQ takes no messages, as during an alarm.
