@@ -127,6 +127,7 @@ def run(task: Any, job: Job, says: Declaration, leased: float) -> Outcome:
             )
             args, kwargs = _arguments(says, upgraded)
             task.request.retries = job.attempt - 1
+            task.request.mainstay_watched = watched
             with unshielded():
                 outcome = _body(task, job, says, args, kwargs)
         except BaseException as error:
@@ -165,7 +166,7 @@ def _told(error: BaseException, watched: heartbeat.Watched) -> BaseException:
     if watched.stop is not None and isinstance(error, SoftTimeLimitExceeded | JobCancelled | LeaseLost):
         return watched.stop.with_traceback(error.__traceback__)
     if isinstance(error, SystemExit | KeyboardInterrupt):
-        return WorkerLost(f"the body raised {type(error).__name__}").with_traceback(error.__traceback__)
+        return WorkerLost(f"the body raised {error!r}").with_traceback(error.__traceback__)
     return error
 
 

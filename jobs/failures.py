@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -39,6 +40,29 @@ class Failure:
     delay: timedelta | None = None
 
 
+def how_it_ended(words: str) -> str:
+    """How a process ended, in a phrase without numbers that differ each time, from what its pool says of it.
+
+    >>> how_it_ended("Worker exited prematurely: signal 9 (SIGKILL) Job: 12.")
+    'killed by signal 9 (SIGKILL)'
+    >>> how_it_ended("Worker exited prematurely: exitcode 3 Job: 0.")
+    'its process ended with exit code 3'
+    >>> how_it_ended("TimeLimitExceeded(1.5,)")
+    'hung past its time limit of 1.5 s'
+    """
+    for pattern, phrase in _ENDS.items():
+        if found := pattern.search(words):
+            return phrase.format(*found.groups())
+    return f"its process died: {words}"
+
+
+_ENDS = {
+    re.compile(r"(signal \d+(?: \(\w+\))?)"): "killed by {}",
+    re.compile(r"exitcode (-?\d+)"): "its process ended with exit code {}",
+    re.compile(r"TimeLimitExceeded\(([\d.]+),?\)"): "hung past its time limit of {} s",
+}
+
+
 def by_signal(error: BaseException) -> Failure | None:
     """Mainstay's own exceptions mean what they say, also to a policy for all of ``Exception``."""
     if isinstance(error, Snooze):
@@ -53,7 +77,7 @@ def by_signal(error: BaseException) -> Failure | None:
 def by_default(error: BaseException) -> Failure:
     """What an exception means where the task does not say."""
     if isinstance(error, MemoryError):
-        return Failure(Kind.LOST, str(error) or type(error).__name__)
+        return Failure(Kind.LOST, f"out of memory: {error}".rstrip(": "))
     status, reply = _status(error), _smtp_reply(error)
     if status is not None:
         return _by_status(status, error)

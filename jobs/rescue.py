@@ -13,7 +13,7 @@ from jobs import conclusion, control, epoch, evidence, lifecycle, publisher, rec
 from jobs.conclusion import Report
 from jobs.conf import current as settings
 from jobs.errors import Refused, WorkerLost
-from jobs.failures import Failure, Kind
+from jobs.failures import Failure, Kind, how_it_ended
 from jobs.models import Job
 from jobs.reconcile import Reconciler
 from jobs.states import State
@@ -72,7 +72,7 @@ def lost_child(job_id: str, worker: str, pid: int | None, why: str) -> bool:
     job = lifecycle.seen(UUID(job_id))
     if job is None or job.state != State.RUNNING or pid is None or (job.worker, job.pid) != (worker, pid):
         return False
-    return _lost(job, f"its process died: {why}")
+    return _lost(job, how_it_ended(why))
 
 
 def revoked(job_id: str, why: str) -> None:

@@ -12,6 +12,7 @@ from jobs.failures import Failure, Kind, by_default, by_signal, requested_delay
 from jobs.states import State
 
 HIGHEST_ATTEMPTS = 1000
+SUSPECT = timedelta(seconds=1)  # what a job that took two processes down waits at most, where its policy says less
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,14 +159,19 @@ class RetryPolicy:
 
     def _after_loss(self, failure: Failure, history: History, bounds: Bounds, jitter: float) -> Decision:
         if history.losses >= bounds.losses:
-            return Decision(State.FAILED, f"poison: {failure.reason}, {history.losses} times")
+            return Decision(State.FAILED, f"poison: lost {history.losses} times, last: {failure.reason}")
         if history.attempt >= history.allowed:
             return Decision(
                 State.FAILED, f"exhausted: {failure.reason}, attempt {history.attempt} of {history.allowed}"
             )
-        # The first loss is most often a deploy or the machine; from the second on the job is suspect.
-        waits = self.backoff(history.losses) * jitter if history.losses > 1 else timedelta(0)
-        return Decision(State.RETRYING, f"lost: {failure.reason}", waits)
+        return Decision(State.RETRYING, f"lost: {failure.reason}", self._after_deaths(history.losses, jitter))
+
+    def _after_deaths(self, losses: int, jitter: float) -> timedelta:
+        """The first loss is most often a deploy or the machine; from the second on the job is suspect, and waits.
+
+        Half of the wait is certain: what takes a process down each time must not do so in a row.
+        """
+        return max(SUSPECT, self.backoff(losses)) * (0.5 + jitter / 2) if losses > 1 else timedelta(0)
 
 
 def _check_classes(name: str, classes: Any) -> None:

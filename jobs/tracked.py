@@ -194,11 +194,8 @@ class Tracked(DjangoTask[..., Any]):
         return getattr(self.request, "mainstay_job", None)
 
     def _watched(self) -> Watched | None:
-        if self._job is None:
-            return None
-        from jobs import heartbeat
-
-        return heartbeat.watched(self._job)
+        # Of this attempt, not of its job: a body that nobody could stop may still run beside the next attempt.
+        return getattr(self.request, "mainstay_watched", None)
 
 
 def _wait(eta: Any, countdown: Any, task: Any) -> timedelta | None:

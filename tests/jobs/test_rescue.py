@@ -101,7 +101,7 @@ def test_the_first_loss_costs_no_wait_and_the_second_does() -> None:
 def test_a_dead_child_gives_its_job_back_at_once() -> None:
     job = running(add.delay(1, 2).id, pid=4711)
     assert rescue.lost_child(str(job.pk), "sleepy@here", 4711, "signal 9") is True
-    assert (fresh(job).state, fresh(job).reason) == (State.RETRYING, "lost: its process died: signal 9")
+    assert (fresh(job).state, fresh(job).reason) == (State.RETRYING, "lost: killed by signal 9")
 
 
 def test_the_death_of_another_process_is_not_this_jobs() -> None:

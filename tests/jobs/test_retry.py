@@ -488,7 +488,20 @@ def test_a_second_loss_is_retried_after_a_wait():
 def test_a_job_that_keeps_losing_its_workers_is_poison():
     decision = decide(Failure(Kind.LOST, "killed"), losses=3, allowed=100)
     assert decision.target is State.FAILED
-    assert decision.reason.startswith("poison: killed")
+    assert decision.reason == "poison: lost 3 times, last: killed"
+
+
+@pytest.mark.parametrize(("losses", "least", "most"), [(2, 1, 2), (3, 2, 4), (9, 128, 256)])
+def test_a_suspect_waits_longer_after_each_loss_and_half_of_it_for_certain(losses, least, most):
+    failure, history = Failure(Kind.LOST, "x"), History(attempt=1, allowed=9, losses=losses)
+    waits = [RetryPolicy().decide(failure, history, Bounds(losses=99), jitter=j).delay for j in (0.0, 1.0)]
+    assert [wait.total_seconds() for wait in waits] == [least, most]
+
+
+def test_a_suspect_waits_also_where_its_policy_does_not():
+    failure, history, bounds = Failure(Kind.LOST, "x"), History(attempt=2, allowed=9, losses=2), Bounds(losses=9)
+    decision = RetryPolicy(base=0.0, cap=0.0).decide(failure, history, bounds, jitter=0.0)
+    assert decision.delay == timedelta(seconds=0.5)
 
 
 @given(
