@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar, get_type_hints
 
-from django.db import InterfaceError, OperationalError, transaction
+from django.db import Error, transaction
 from django.db.models import DateTimeField
 from django.db.models.expressions import RawSQL
 from pydantic import TypeAdapter
 
-from jobs import lifecycle, payload
+from jobs import lifecycle, outage, payload
 from jobs.conf import current as settings
 from jobs.errors import CheckpointError, LeaseLost, PayloadError
 from jobs.models import Checkpoint, Job
@@ -26,6 +26,7 @@ T = TypeVar("T")
 
 STEP, CURSOR = Checkpoint.Kind.STEP, Checkpoint.Kind.CURSOR
 NAME_LENGTH = 200
+SILENCE = 10.0  # seconds that the database may take to answer before it is asked anew
 
 
 @dataclass(slots=True)
@@ -148,18 +149,19 @@ class Checkpoints:
 
     def _patiently(self, act: Callable[[], T]) -> T:
         """Do an act, waiting for the database until the body is told to stop: what a step did must not be forgotten."""
-        pause = 0.1
-        while True:
+        connection = lifecycle.database()
+        for pause in outage.pauses():
             try:
-                return act()
-            except (OperationalError, InterfaceError):
-                connection = lifecycle.database()
-                if connection.in_atomic_block:
+                with outage.bounded(connection, SILENCE):
+                    return act()
+            except Error as error:
+                if connection.in_atomic_block or not outage.passing(error):
                     raise
-                connection.close()
-                self.ask()
-                time.sleep(pause)
-                pause = min(pause * 2, 2.0)
+                if not outage.busy(error):
+                    connection.close()
+            self.ask()
+            time.sleep(pause)
+        raise AssertionError("there is always another pause")
 
 
 def of_job(job: Job) -> list[Checkpoint]:
