@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import hashlib
 import os
 import signal
 import time
@@ -289,6 +291,30 @@ def obedient(self: Any) -> None:
     for _ in range(600):
         self.check_cancelled()
         time.sleep(0.05)
+
+
+@task(retry_policy=QUICK)
+def deaf(how: str, seconds: int = 30) -> None:
+    """Do not stop when told to: swallow it, or be in C code that lets other threads run, or lets none."""
+    witness(f"start:{how}:{os.getpid()}")
+    until = time.monotonic() + seconds
+    while how == "swallow" and time.monotonic() < until:
+        with suppress(BaseException):
+            time.sleep(0.05)
+    if how == "in C":
+        hashlib.pbkdf2_hmac("sha256", b"", b"", seconds * 2_000_000)
+    if how == "holding the interpreter":
+        ctypes.PyDLL(None).sleep(seconds)
+    witness(f"end:{how}")
+
+
+@task(retry_policy=QUICK)
+def ticking(name: str, seconds: float = 60.0) -> None:
+    """Write down the time, again and again."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        witness(f"tick:{name}:{time.time():.3f}")
+        time.sleep(0.1)
 
 
 @task(base=TransactionalTask)
