@@ -305,7 +305,7 @@ class Epoch(models.Model):
     forgotten_until = models.DateTimeField(null=True, blank=True, help_text="to then the database does not know")
 
     class Meta:
-        default_permissions = ("view",)
+        default_permissions = ()
 
     def __str__(self) -> str:
         return f"{self.broker}: {self.serial}"
