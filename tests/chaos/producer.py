@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socketserver
@@ -76,12 +77,28 @@ def enqueue(specs: list[Spec], pause: float = 0.0, stop: str = "") -> int:
     return len(specs)
 
 
+def bulk(specs: list[Spec], size: int = 1000) -> int:
+    """Ask for many calls, ``size`` of them in one transaction; what has not committed counts as refused."""
+    from django.db import transaction
+
+    for start in range(0, len(specs), size):
+        batch = specs[start : start + size]
+        for spec in batch:
+            _write(event="ask", in_transaction=False, **_note(spec["members"][0]))
+        began = time.monotonic()
+        with transaction.atomic():
+            ids = [str(_signature(spec).apply_async(**spec["options"]).id) for spec in batch]
+        for spec, job in zip(batch, ids, strict=True):
+            took = (time.monotonic() - began) / len(batch)
+            _write(event="accepted", number=spec["members"][0]["number"], job=job, took=took)
+    return len(specs)
+
+
 def ask(spec: Spec) -> None:
     """Enqueue one call or canvas, and write down what was asked and what came of it."""
     members, started = spec["members"], time.monotonic()
     for member in members:
-        note = {k: member[k] for k in ("number", "kind", "expects", "after", "when", "effect")}
-        _write(event="ask", in_transaction=spec["in_transaction"], **note)
+        _write(event="ask", in_transaction=spec["in_transaction"], **_note(member))
     try:
         result = _call(spec)
     except Exception as error:
@@ -110,6 +127,47 @@ def cancel(numbers: list[int], ids: list[str]) -> int:
         _write(event="cancel", number=number)
         control.cancel(UUID(job), reason="not wanted", by="chaos")
     return len(ids)
+
+
+def claim(ids: list[str]) -> int:
+    """Claim jobs as a worker does that then vanishes: they run, by their rows, and nobody renews their leases."""
+    from uuid import UUID
+
+    from celery.exceptions import Ignore
+
+    from jobs import attempt
+
+    claimed = 0
+    for job in ids:
+        with contextlib.suppress(Ignore):
+            attempt.claim(UUID(job), "gone@nowhere")
+            claimed += 1
+    return claimed
+
+
+def operate(verb: str, ids: list[str] | None = None, queue: str = "") -> int:
+    """Pause or resume a queue, or make jobs due now, as an operator would; return how many could be."""
+    from uuid import UUID
+
+    from jobs import control
+    from jobs.errors import Refused
+
+    if verb == "pause":
+        control.pause(queue=queue, reason="chaos", by="chaos")
+    elif verb == "resume":
+        return int(control.resume(queue=queue, by="chaos"))
+    else:
+        done = 0
+        for job in ids or []:
+            with contextlib.suppress(Refused):
+                control.retry(UUID(job), by="chaos")
+                done += 1
+        return done
+    return 1
+
+
+def _note(member: Spec) -> Spec:
+    return {k: member[k] for k in ("number", "kind", "expects", "after", "when", "effect")}
 
 
 def _write(**entry: Any) -> None:

@@ -2,7 +2,8 @@
 
 ``CHAOS_DIE=4:before`` says where, ``CHAOS_ARMED`` names a file: the count begins when it appears. The file says who is
 meant: ``child`` (of a pool), ``main`` or ``any``, and optionally, after a space, the name of the thread. Who dies
-removes the file, so that one process dies, once.
+removes the file, so that one process dies, once. With ``CHAOS_DIE=armed`` the last word of the file says where
+(``child MainThread 4:before``), so that one worker can be used for all seams.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 
 _in_child = False
 _reached = 0
+_counting_for = 0
 
 
 def know_children() -> None:
@@ -42,10 +44,11 @@ def _now_a_child(**_: Any) -> None:
 
 def _at_seam(act: Callable[[], Any]) -> Any:
     global _reached
-    if not _counted():
+    where = _armed()
+    if not where:
         return act()
     _reached += 1
-    number, _, when = os.environ["CHAOS_DIE"].partition(":")
+    number, _, when = where.partition(":")
     here = _reached == int(number)
     if here and when == "before":
         _die()
@@ -55,15 +58,21 @@ def _at_seam(act: Callable[[], Any]) -> Any:
     return answer
 
 
-def _counted() -> bool:
-    """Whether the fault is armed for this process and thread."""
+def _armed() -> str:
+    """Where this process and thread is to die; empty while the fault is not armed for it."""
+    global _reached, _counting_for
     try:
-        who, _, thread = Path(os.environ["CHAOS_ARMED"]).read_text().strip().partition(" ")
+        with Path(os.environ["CHAOS_ARMED"]).open() as file:
+            who, *rest = file.read().split()
+            this_time = os.fstat(file.fileno()).st_mtime_ns
     except FileNotFoundError:
-        return False
-    if thread and threading.current_thread().name != thread:
-        return False
-    return who == "any" or (who == "child") is _in_child
+        return ""
+    if this_time != _counting_for:
+        _reached, _counting_for = 0, this_time
+    where = os.environ["CHAOS_DIE"] if os.environ["CHAOS_DIE"] != "armed" else rest.pop()
+    if rest and threading.current_thread().name != rest[0]:
+        return ""
+    return where if who == "any" or (who == "child") is _in_child else ""
 
 
 def _die() -> None:

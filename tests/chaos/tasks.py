@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
@@ -87,4 +88,13 @@ def limited(
     until: int = 99,
 ) -> int:
     """A task with a hard time limit of two seconds."""
+    return _perform(self, number, seconds, gate, how, until)
+
+
+@task(bind=True, base=IdempotentTask, key="chaos:{key}", key_scope=timedelta(days=1), retry_policy=POLICY)
+def daily(
+    self: Any, before: Any = None, *, number: int, key: str, seconds: float = 0.0, gate: str = "", how: str = "fine",
+    until: int = 99,
+) -> int:  # fmt: skip
+    """A task whose key holds for a day."""
     return _perform(self, number, seconds, gate, how, until)
