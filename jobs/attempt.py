@@ -24,7 +24,7 @@ from jobs.drafts import Declaration
 from jobs.errors import JobCancelled, LeaseLost, MoveRefused, PayloadError, Replaced, WorkerLost
 from jobs.failures import Failure, Kind
 from jobs.heartbeat import shielded, unshielded
-from jobs.lifecycle import NOW, Plus
+from jobs.lifecycle import NOW
 from jobs.models import Job
 from jobs.retry import Decision
 from jobs.states import State
@@ -36,6 +36,9 @@ LONGEST_SILENCE = 300.0
 COMMIT_SILENCE = 60.0  # seconds that the end of a transactional body may take
 
 _database = outage.Outage(logger, "Attempts wait for it.")
+
+
+HANDED_BACK = "handed back at shutdown"
 
 
 class JobFailed(Exception):
@@ -132,7 +135,7 @@ def run(task: Any, job: Job, says: Declaration, leased: float) -> Outcome:
                 outcome = _body(task, job, says, args, kwargs)
         except BaseException as error:
             if isinstance(error, WorkerShutdown | WorkerTerminate):
-                _hand_back(job)
+                hand_back(job)
                 raise
             outcome = Raised(_told(error, watched))
     return outcome
@@ -274,12 +277,13 @@ def _for_celery(error: BaseException, decision: Decision) -> BaseException:
     return error
 
 
-def _hand_back(job: Job) -> None:
-    """The worker stops under our feet: give the job back at once, its attempt not consumed."""
+def hand_back(job: Job) -> bool:
+    """The worker stops under a running job's feet: give it back at once, its attempt not consumed."""
     try:
-        lifecycle.move(job, State.PENDING, "handed back at shutdown", due_at=NOW, max_attempts=Plus(1), snoozes=Plus(1))
+        conclusion.conclude(job, Failure(Kind.HANDED_BACK, HANDED_BACK), Report())
     except (MoveRefused, Error):
-        return  # its lease ends by itself
+        return False  # it is over, or its lease ends by itself
+    return True
 
 
 def _encoded(result: Any, task: str) -> str | None:

@@ -22,6 +22,7 @@ RESULT_BACKEND = "jobs.results:JobBackend"
 REQUEST_CLASS = "jobs.worker:Request"
 CONTROL_CLASS = "jobs.results:Control"
 CONSUMER_STEP = "jobs.worker:Children"
+WORKER_STEPS = ("jobs.worker:Main", "jobs.shutdown:Shutdown")
 
 DEFAULTS: dict[str, Any] = {
     "task_acks_late": True,
@@ -30,10 +31,11 @@ DEFAULTS: dict[str, Any] = {
     "task_acks_on_timeout": True,
     "worker_prefetch_multiplier": 1,
     "worker_soft_shutdown_timeout": 25.0,
-    "worker_enable_soft_shutdown_on_idle": True,
     "worker_cancel_long_running_tasks_on_connection_loss": False,
     "broker_connection_retry_on_startup": True,
     "broker_connection_max_retries": None,
+    # What a broker refuses for now (it is full, or read-only) must not end a worker.
+    "broker_channel_error_retry": True,
     "broker_pool_acquire_timeout": 5,
     "accept_content": ["json"],
     "task_serializer": "json",
@@ -67,6 +69,7 @@ def install(app: Any) -> Any:
     app.send_task = functools.partial(_send_task, app, send_task)
     app.on_after_finalize.connect(_adopt_tasks, weak=False)
     app.steps["consumer"].add(CONSUMER_STEP)
+    app.steps["worker"].update(WORKER_STEPS)
     _make_canvas_atomic()
     signals.celeryd_after_setup.connect(_before_work, weak=False, dispatch_uid="mainstay")
     signals.beat_init.connect(_start_conductor, weak=False, dispatch_uid="mainstay")
@@ -150,7 +153,7 @@ def _adopt_task(task: Any) -> None:
 
 def _before_work(instance: Any, **_: Any) -> None:
     """The worker is about to start: tasks registered since the app was finalized are adopted too."""
-    from jobs import lifecycle, outage, worker
+    from jobs import lifecycle, outage, transport, worker
 
     if not getattr(instance.app, "mainstay_installed", False):
         return
@@ -160,7 +163,7 @@ def _before_work(instance: Any, **_: Any) -> None:
         raise SystemExit(f"The worker does not start: {error}") from None
     _adopt_tasks(instance.app)
     outage.hurry_all(lifecycle.database())
-    worker.survive_lost_brokers()
+    transport.survive()
     worker.report_in_background(instance)
 
 

@@ -49,6 +49,14 @@ class Unsendable(JobsError):
     """A job that cannot be made into a message, however well the broker is; the cause says why."""
 
 
+class UnreadableMessage(JobsError):
+    """A message of the broker that no worker can make a call of; its text is kept with a dead letter."""
+
+
+class UnknownTask(JobsError):
+    """A job whose task no worker knew, however often it was sent."""
+
+
 class TransientError(Exception):
     """Raised by a body: try again later."""
 

@@ -24,6 +24,7 @@ class Kind(Enum):
     UNCLASSIFIED = "unclassified"
     ASKED = "asked to retry"
     SNOOZED = "snoozed"
+    HANDED_BACK = "handed back"
     CANCELLED = "cancelled"
     LOST = "lost"
 

@@ -170,6 +170,12 @@ def held_here() -> list[UUID]:
     return list(_watched)
 
 
+def stop_all(error: BaseException) -> None:
+    """Interrupt every body of this process."""
+    for entry in list(_watched.values()):
+        _interrupt(entry, error)
+
+
 def _ensure_threads() -> None:
     """Start the threads of this process that do not run: none does before its first body."""
     global _threads

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import warnings
+from contextlib import suppress
+from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
@@ -10,7 +13,7 @@ from django.db import connections, transaction
 
 from jobs import canvas, drafts, lifecycle, outbox, payload, publisher, successors
 from jobs.errors import JobsError
-from jobs.lifecycle import NOW
+from jobs.lifecycle import NOW, Clock
 from jobs.models import Job
 from jobs.payload import Payload
 from jobs.signals import job_failed
@@ -25,6 +28,7 @@ _BURIED_OPTIONS = {
     "chord",
     "correlation_id",
     "tenant",
+    "schedule",
 }
 
 
@@ -56,14 +60,26 @@ def enqueue(name: str, task: Any, args: Any, kwargs: Any, options: dict[str, Any
     return job.pk
 
 
-def adopt(name: str, task: Any, args: Any, kwargs: Any, options: dict[str, Any]) -> None:
-    """Record a job for a message that is in the broker already: reserved, and not sent again."""
+def adopt(
+    name: str, task: Any, args: Any, kwargs: Any, options: dict[str, Any], *, wait: timedelta | None = None,
+    why: str = "",
+) -> None:  # fmt: skip
+    """Record a job for a message that is in the broker already: reserved, and not sent again.
+
+    With ``wait`` its message is to be forgotten: it is sent by us, that much later at the earliest.
+    """
     try:
-        job = drafts.draft(name, task, args, kwargs, options, publisher.in_use().app.timezone)
+        late = wait is not None
+        job = drafts.draft(name, task, args, kwargs, options, publisher.in_use().app.timezone, handed_on=late)
+        job.queue = job.queue or publisher.in_use().app.conf.task_default_queue
         job.canvas = canvas.kept(options, name)
     except JobsError as error:
         bury(name, args, kwargs, options, error)
         return
+    if wait is not None:
+        job.sends = 1
+        if job.state == State.RESERVED:
+            job.state, job.reason, job.due_at = State.PENDING, why, Clock(wait)  # type: ignore[assignment]
     owner = outbox.record(job, drafts.declaration(name, task).key_scope, sent=True)
     if owner != job.pk:
         follow(job, owner)
@@ -83,16 +99,33 @@ def bury(name: str, args: Any, kwargs: Any, options: dict[str, Any], error: Jobs
     """Keep a call that nobody can be told about as a failed job with its dead letter."""
     wanted = {k: v for k, v in options.items() if k in _BURIED_OPTIONS}
     job = drafts.draft(name, None, (), {}, wanted, publisher.in_use().app.timezone)
-    job.payload = payload.encode(Payload(tuple(args or ()), dict(kwargs or {})))
-    job.queue, job.canvas = publisher.in_use().app.conf.task_default_queue, canvas.kept(options, name)
-    job.state, job.reason, job.finished_at = State.FAILED, "could not be enqueued", NOW  # type: ignore[assignment]
+    job.payload = _as_far_as_json(args, kwargs)
+    job.queue = publisher.in_use().app.conf.task_default_queue
+    with suppress(JobsError):  # what is wrong may be the canvas itself
+        job.canvas = canvas.kept(options, name)
+    fail(job, "could not be enqueued", error)
+    return job.pk
+
+
+def _as_far_as_json(args: Any, kwargs: Any) -> str:
+    """A payload for a letter: of what is not JSON, the text in which it would be printed."""
+    try:
+        return payload.encode(Payload(tuple(args or ()), dict(kwargs or {})))
+    except (JobsError, TypeError, ValueError):
+        return json.dumps({"args": [payload.shorten(args, 10_000)], "kwargs": payload.shorten(kwargs, 10_000)})
+
+
+def fail(job: Job, reason: str, error: JobsError) -> bool:
+    """Insert a draft as failed, with its dead letter; False when its id is taken."""
+    job.state, job.reason, job.finished_at = State.FAILED, reason, NOW  # type: ignore[assignment]
     job.error_type, job.error_message = f"{type(error).__module__}.{type(error).__qualname__}", str(error)
     with transaction.atomic(using=lifecycle.alias()):
-        if lifecycle.insert(job):
-            kept = Job.objects.using(lifecycle.alias()).get(pk=job.pk)
-            job_failed.send(sender=Job, job=kept)
-            successors.settle(kept)
-    return job.pk
+        if not lifecycle.insert(job):
+            return False
+        kept = Job.objects.using(lifecycle.alias()).get(pk=job.pk)
+        job_failed.send(sender=Job, job=kept)
+        successors.settle(kept)
+    return True
 
 
 def _warn_of_foreign_transaction() -> None:

@@ -17,7 +17,7 @@ from jobs import declared, keys, lifecycle, publisher
 from jobs.conf import current as settings
 from jobs.errors import BrokerUnavailable, OptionError, Unsendable
 from jobs.idempotency import WHILE_UNFINISHED, KeyScope
-from jobs.lifecycle import NOW, Clock
+from jobs.lifecycle import NOW, Clock, Plus
 from jobs.models import Job
 from jobs.states import State
 
@@ -163,7 +163,7 @@ def take_back(jobs: Sequence[Job], reason: str) -> None:
         ids,
         reason,
         due_at=Clock(timedelta(seconds=1)),
-        sends=0,
+        sends=Plus(-1),  # it was not sent; what was sent before still counts
     )
 
 

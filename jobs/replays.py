@@ -5,7 +5,7 @@ from __future__ import annotations
 from django.db import transaction
 
 from jobs import checkpoints, declared, drafts, lifecycle, outbox, payload, successors
-from jobs.errors import Refused
+from jobs.errors import PayloadError, Refused
 from jobs.models import Job
 from jobs.payload import Payload
 from jobs.states import State
@@ -20,9 +20,9 @@ def repeat(original: Job, content: Payload | None = None) -> Job:
         raise Refused(f"Job {original.pk} is {original.state}; only a failed job can be replayed.")
     if original.follows_id is not None:
         return _follow_again(original)
+    _refuse_unreadable(original)
     says = drafts.declaration(original.task, declared.task(original.task))
-    old = payload.decode(original.payload)
-    wanted = old if content is None else content
+    wanted = content or payload.decode(original.payload)
     if wanted.waits():
         raise Refused("This job waits for the members of its chord. Replay the member that failed: this one follows.")
     job = drafts.copy(original, max_attempts=says.allowed, waits_for_id=None if content else original.waits_for_id)
@@ -31,7 +31,7 @@ def repeat(original: Job, content: Payload | None = None) -> Job:
         job.key, job.version = None, says.version
     with transaction.atomic(using=lifecycle.alias()):
         outbox.record(job, says.key_scope)
-        if payload.decode(job.payload) == old:
+        if _decoded(job) == _decoded(original):
             checkpoints.inherit(job, original)
     kept = lifecycle.seen(job.pk)
     assert kept is not None
@@ -41,6 +41,22 @@ def repeat(original: Job, content: Payload | None = None) -> Job:
 def check(original: Job, content: Payload) -> None:
     """Raise ``PayloadError`` where a payload does not fit the task of a job; nothing is written."""
     drafts.fill(drafts.copy(original), drafts.declaration(original.task, declared.task(original.task)), content)
+
+
+def _decoded(job: Job) -> Payload | None:
+    try:
+        return payload.decode(job.payload)
+    except PayloadError:
+        return None  # the text of a message that could not be read
+
+
+def _refuse_unreadable(original: Job) -> None:
+    """A message that was no call of a known task can be repeated only as a call of one."""
+    if original.error_type == "jobs.errors.UnreadableMessage" and declared.task(original.task) is None:
+        raise Refused(
+            f"This was a message that names no task of this project ({original.task}), so there is nothing to run. "
+            "Resolve or discard it, and enqueue what it was meant to do."
+        )
 
 
 def _follow_again(follower: Job) -> Job:

@@ -122,7 +122,7 @@ class RetryPolicy:
         match failure.kind:
             case Kind.CANCELLED:
                 return Decision(State.CANCELLED, failure.reason)
-            case Kind.SNOOZED:
+            case Kind.SNOOZED | Kind.HANDED_BACK:
                 return self._later(failure, history, bounds, State.PENDING, jitter)
             case Kind.RATE_LIMITED:
                 return self._later(failure, history, bounds, State.RETRYING, jitter)
@@ -153,7 +153,7 @@ class RetryPolicy:
         backoff = self.backoff(history.snoozes + 1)
         # A little jitter on top of what was asked for, so that those told the same time do not come back as one.
         waits = failure.delay + min(backoff, timedelta(seconds=1)) * jitter if failure.delay else backoff * jitter
-        if failure.kind is Kind.SNOOZED:
+        if failure.kind is not Kind.RATE_LIMITED:
             waits = failure.delay or timedelta(0)
         return Decision(target, failure.reason, waits, consumed=False)
 

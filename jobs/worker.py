@@ -5,124 +5,93 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+from billiard.einfo import ExceptionInfo
 from billiard.exceptions import Terminated, TimeLimitExceeded, WorkerLostError
 from celery import bootsteps, signals
+from celery.exceptions import InvalidTaskError
+from celery.utils.imports import symbol_by_name
 from celery.worker import state as worker_state
 from celery.worker.request import Request as CeleryRequest
 from django.db import Error
-from kombu.transport.redis import Channel, QoS
 
-from jobs import lifecycle, reconcile, rescue
+from jobs import gate, lifecycle, reconcile, rescue, shutdown
 from jobs.adoption import as_uuid
+from jobs.attempt import JobFailed
+from jobs.consumer import careful, check_call
 from jobs.models import Worker
 
 logger = logging.getLogger("jobs.worker")
 
 REPORT_EVERY = 2.0  # seconds
 LOOK_EVERY = 0.25  # seconds
-COPIES = 20  # looks at what the worker holds, while that changes
+SIGN_OFF = 5.0  # seconds that the last word to the database may take
 
 
 class Request(CeleryRequest):
     """A message in the worker's main process, where the death of a child is seen."""
 
+    def __init__(self, message: Any, **options: Any) -> None:
+        super().__init__(message, **options)
+        check_call(self.args, self.kwargs, self._payload[2])  # type: ignore[attr-defined]
+        _check_times(self)
+
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> Any:
         """A child died, was killed at its limit, or only reported an error: the first two are rescued at once."""
         error = exc_info.exception
         error = getattr(error, "exc", None) or error  # billiard wraps it with its traceback
-        if isinstance(error, WorkerLostError | TimeLimitExceeded | Terminated | SystemExit | KeyboardInterrupt):
-            _in_background(rescue.lost_child, as_uuid(self.id), self.hostname or "", self.worker_pid, str(error))
+        if isinstance(error, Terminated | WorkerLostError) and shutdown.cutting():
+            worker_state.task_ready(self)  # we ended it ourselves, and its job is handed back
+            return None
+        if isinstance(error, WorkerLostError) and shutdown.stopping() and "SIGTERM" in str(error):
+            # The whole process group was told to stop.
+            gate.in_background(shutdown.hand_back, self.hostname or "", [self.worker_pid])
+        elif isinstance(error, WorkerLostError | TimeLimitExceeded | Terminated | SystemExit | KeyboardInterrupt):
+            gate.in_background(rescue.lost_child, as_uuid(self.id), self.hostname or "", self.worker_pid, str(error))
+        if isinstance(error, MemoryError):
+            exc_info = _reported(error)  # Celery would end the worker
         return super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
 
     def _announce_revoked(self, reason: str, terminated: bool, signum: Any, expired: bool) -> None:
         """Celery's revoke, from Flower or by remote control, is made durable: it cancels the job."""
         super()._announce_revoked(reason, terminated, signum, expired)  # type: ignore[misc]
-        _in_background(rescue.revoked, as_uuid(self.id), reason)
+        gate.in_background(rescue.revoked, as_uuid(self.id), reason)
 
 
-class ForgivingQoS(QoS):
-    """Kombu's record of unacknowledged messages, for a broker that went away in the middle of a job.
-
-    Kombu 5.7 trips over its own closed connection there, and the whole worker ends. What cannot be given back
-    or acknowledged is only a wake-up call: the claim refuses it, or the conductor sends it again.
-    """
-
-    def restore_unacked(self, client: Any = None) -> Any:
-        """Give back what was not acknowledged, if there is still somebody to give it to."""
+def _check_times(request: Request) -> None:
+    """Raise ``InvalidTaskError`` for times that would only fail later, where nobody keeps the message."""
+    limits: Any = request.time_limits
+    pair = isinstance(limits, list | tuple) and len(limits) == 2
+    if not pair or not all(isinstance(number, int | float | None) for number in limits):
+        raise InvalidTaskError(f"its time limits are not two numbers but {limits!r}")
+    if request.eta is not None:
         try:
-            return super().restore_unacked(client)
-        except Exception as error:
-            logger.warning("Messages could not be given back to the broker: %s", error)
-            delivered: Any = self._delivered
-            delivered.clear()
-            return []
-
-    def ack(self, delivery_tag: Any) -> None:
-        """Acknowledge a message, unless the connection that it came by is closed."""
-        if not self.channel.closed:
-            super().ack(delivery_tag)
+            request.eta.astimezone()
+        except (ValueError, OverflowError, AttributeError) as error:
+            raise InvalidTaskError(f"its eta {request.eta!r} is no time: {error}") from None
 
 
-def survive_lost_brokers() -> None:
-    """Let no loss of the broker end this worker."""
-    Channel.QoS = ForgivingQoS
+def _reported(error: MemoryError) -> ExceptionInfo:
+    """An error of memory as one that says so, for a main process that has memory enough."""
+    try:
+        raise JobFailed(f"MemoryError: {error}")
+    except JobFailed:
+        return ExceptionInfo()
 
 
-class ForkGate:
-    """Keeps the pool from forking a child while a thread of this process talks to the database.
+class Main(bootsteps.StartStopStep):
+    """A step of the worker: it makes the consumer careful, and signs off when the worker ends."""
 
-    A child would inherit what that thread holds (of SQLite: its locks, for ever).
-    """
+    def __init__(self, parent: Any, **options: Any) -> None:
+        super().__init__(parent, **options)
+        parent.consumer_cls = careful(symbol_by_name(parent.consumer_cls))
 
-    PATIENCE = 5.0  # seconds; a database that hangs must not keep the pool from growing
-
-    def __init__(self) -> None:
-        self._talking = threading.Lock()
-        self._forking = False
-
-    @contextmanager
-    def talking(self) -> Iterator[None]:
-        """Talk to the database, and leave no connection open."""
-        with self._talking:
-            try:
-                yield
-            finally:
-                lifecycle.database().close()
-
-    def guard_forks(self) -> None:
-        """Watch over every fork of this process from now on."""
-        os.register_at_fork(before=self._close, after_in_parent=self._open, after_in_child=self._renew)
-
-    def _close(self) -> None:
-        self._forking = self._talking.acquire(timeout=self.PATIENCE)
-
-    def _open(self) -> None:
-        if self._forking:
-            self._talking.release()
-
-    def _renew(self) -> None:
-        self._talking = threading.Lock()
-
-
-_gate = ForkGate()
-
-
-def _in_background(act: Any, *args: Any) -> None:
-    """Talk to the database beside the event loop: a slow answer must not stop the worker's consuming."""
-
-    def run() -> None:
-        with _gate.talking():
-            try:
-                act(*args)
-            except Error as error:
-                # The lease ends by itself: the conductor finds what we could not report.
-                logger.warning("%s could not reach the database: %s", act.__name__, error)
-
-    threading.Thread(target=run, name=f"mainstay-{act.__name__}", daemon=True).start()
+    def terminate(self, parent: Any) -> None:
+        """A cold end; after a warm one Celery sends a signal."""
+        sign_off()
 
 
 class Children(bootsteps.StartStopStep):
@@ -130,44 +99,68 @@ class Children(bootsteps.StartStopStep):
 
     def start(self, parent: Any) -> None:
         """The consumer starts, or starts again after it lost the broker."""
+        if getattr(parent, "hub", None) is None:
+            return
+        parent.hub.call_repeatedly(LOOK_EVERY, shutdown.look, parent)
         pool: Any = getattr(parent.pool, "_pool", None)
-        if getattr(parent, "hub", None) is not None and hasattr(pool, "maintain_pool"):
+        if hasattr(pool, "maintain_pool"):
             parent.hub.call_repeatedly(LOOK_EVERY, pool.maintain_pool)
+
+
+_reporter: list[Callable[[], None]] = []
+
+
+def sign_off() -> None:
+    """Say that this worker is gone, and holds nothing."""
+    while _reporter:
+        _reporter.pop()()
 
 
 def report_in_background(instance: Any) -> None:
     """Report this worker every two seconds, from when it is ready until it stops."""
     stopping = threading.Event()
+    thread = threading.Thread(target=_report_until, args=(instance, stopping), name="mainstay-report", daemon=True)
 
     def start(**_: Any) -> None:
-        _gate.guard_forks()
-        threading.Thread(target=_report_until, args=(instance, stopping), name="mainstay-report", daemon=True).start()
+        gate.guard_forks()
+        _reporter.append(stop)
+        thread.start()
 
-    def stop(**_: Any) -> None:
+    def stop() -> None:
         stopping.set()
+        thread.join(SIGN_OFF)
 
     signals.worker_ready.connect(start, weak=False)
-    signals.worker_shutdown.connect(stop, weak=False)
+    signals.worker_shutdown.connect(lambda **_: sign_off(), weak=False)
+    shutdown.finally_do(sign_off)
 
 
 def _report_until(instance: Any, stopping: threading.Event) -> None:
     started = None
     while not stopping.is_set():
-        try:
-            with _gate.talking():
-                started = report(instance, started)
-        except Error as error:
-            logger.warning("The worker could not report itself: %s", error)
-        except Exception:
-            # Whoever is silent holds nothing, as far as the conductor knows.
-            logger.exception("The worker could not report itself.")
+        with _tolerant():
+            started = report(instance, started)
         stopping.wait(REPORT_EVERY)
+    with _tolerant():
+        Worker.objects.using(lifecycle.alias()).filter(name=instance.hostname, pid=os.getpid()).delete()
+
+
+@contextmanager
+def _tolerant() -> Iterator[None]:
+    """Whoever is silent holds nothing, as far as the conductor knows: nothing ends the reports."""
+    try:
+        with gate.talking():
+            yield
+    except Error as error:
+        logger.warning("The worker could not report itself: %s", error)
+    except Exception:
+        logger.exception("The worker could not report itself.")
 
 
 def report(instance: Any, started: Any = None) -> Any:
     """Write this worker's row; return when it first did."""
     now = lifecycle.database_now()
-    requests = {*_copied(worker_state.reserved_requests), *_copied(worker_state.active_requests)}
+    requests = {*shutdown.copied(worker_state.reserved_requests), *shutdown.copied(worker_state.active_requests)}
     holds = {as_uuid(request.id) for request in requests}
     seen = {
         "pid": os.getpid(), "seen_at": now, "started_at": started or now, "holds": sorted(holds),
@@ -184,11 +177,3 @@ def _give_up_predecessor(name: str, holds: frozenset[str]) -> None:
     """What the last worker of our name held, and did not begin, is to be sent again: we are not that worker."""
     for predecessor in Worker.objects.using(lifecycle.alias()).filter(name=name):
         reconcile.give_up_hold(predecessor, holds)
-
-
-def _copied(requests: Iterable[Any]) -> list[Any]:
-    """The requests in one of Celery's sets, to which another thread may add while we read."""
-    for _ in range(COPIES):
-        with suppress(RuntimeError):
-            return list(requests)
-    raise RuntimeError(f"The worker's requests changed during each of {COPIES} looks at them.")

@@ -350,6 +350,6 @@ def test_a_report_that_fails_is_followed_by_the_next(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(worker, "report", report)
     monkeypatch.setattr(worker, "REPORT_EVERY", 0.01)
-    monkeypatch.setattr(worker, "_gate", SimpleNamespace(talking=nullcontext))
+    monkeypatch.setattr(worker.gate, "talking", nullcontext)
     worker._report_until(instance(), stopping)
     assert len(reports) == 3

@@ -120,7 +120,7 @@ def test_a_worker_that_sees_its_child_die_says_which_worker_and_which_process(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     told: list[Any] = []
-    monkeypatch.setattr(worker, "_in_background", lambda act, *args: told.append((act, args)))
+    monkeypatch.setattr(worker.gate, "in_background", lambda act, *args: told.append((act, args)))
     monkeypatch.setattr(CeleryRequest, "on_failure", lambda self, info, **_: None)
     job = add.delay(1, 2)
     message = Mock(headers={"id": job.id, "task": add.name}, delivery_info={}, properties={})
