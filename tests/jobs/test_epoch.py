@@ -93,10 +93,18 @@ class TestOnARealServer:
         client.flushall()
         epoch.tick()
         Epoch.objects.update(lost_until=lifecycle.database_now() - timedelta(seconds=3))
-        Job.objects.filter(pk=first.pk).update(sent_at=lifecycle.database_now() - timedelta(seconds=20))
-        Job.objects.filter(pk=second.pk).update(sent_at=lifecycle.database_now() - timedelta(seconds=10))
+        Job.objects.filter(pk=second.pk).update(sent_at=lifecycle.database_now() - timedelta(seconds=20))
+        Job.objects.filter(pk=first.pk).update(sent_at=lifecycle.database_now() - timedelta(seconds=10))
         Reconciler().tick()
-        assert [job.pk for job in lifecycle.reserve_due(10)] == [first.pk, second.pk]
+        assert [job.pk for job in lifecycle.reserve_due(10)] == [second.pk, first.pk]
+
+    def test_what_was_lost_is_sent_again_once(self, client: Redis) -> None:
+        epoch.tick()
+        reserved()
+        client.flushall()
+        epoch.tick()
+        assert lost() == 1
+        assert not Epoch.objects.filter(lost_until__isnull=False).exists()
 
     def test_what_a_live_worker_holds_is_not_sent_again(self, client: Redis) -> None:
         epoch.tick()

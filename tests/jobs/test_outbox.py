@@ -1,6 +1,6 @@
 """The way out: marked first, sent second; a broker that fails costs nobody a job."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -155,3 +155,22 @@ def test_a_message_of_an_untracked_call_says_so(broker: RedisServer) -> None:
     with Redis.from_url(broker.url) as client:
         keys = [key for key in client.keys("default*") if client.type(key) == b"list"]
     assert len(keys) == 1
+
+
+def test_what_goes_out_after_a_long_transaction_is_marked_as_sent_then(
+    broker: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the order of the marks it is known which messages were lost."""
+    monkeypatch.setattr(outbox, "FRESH", 0.0)
+    with transaction.atomic():
+        job = add.delay(1, 2)
+        inserted = fresh(job).sent_at
+        other = add.delay(3, 4)
+    assert inserted < fresh(other).created_at < fresh(job).sent_at
+
+
+def test_what_goes_out_at_once_is_marked_once(
+    broker: RedisServer, django_assert_num_queries: Callable[..., Any]
+) -> None:
+    with django_assert_num_queries(1):
+        add.delay(1, 2)

@@ -2,14 +2,17 @@
 
 from collections.abc import Callable
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
+from celery.worker import state as worker_state
 from django.db.models import F
 from django.utils import timezone
 
 from dlq.models import DeadLetter
-from jobs import lifecycle, publisher
+from jobs import lifecycle, publisher, worker
 from jobs.models import Job, Worker
 from jobs.reconcile import Reconciler
 from jobs.states import Priority, State
@@ -169,6 +172,26 @@ def test_what_is_sent_again_since_a_worker_died_is_not_lost_with_it(depth: dict[
     job = fresh(add.delay(1, 2))
     report(ago=60, holds=(job,))
     assert look(watching(Reconciler())) == 0
+
+
+def test_what_another_live_worker_holds_too_did_not_die_with_the_first(depth: dict[str, int]) -> None:
+    depth["default"] = 100_000
+    job = suspect()
+    report("dead", ago=60, holds=(job,))
+    report("alive", holds=(job,))
+    assert look(watching(Reconciler())) == 0
+
+
+def test_a_new_worker_gives_up_what_the_last_one_of_its_name_held(
+    depth: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, kept = suspect(), suspect()
+    report("w", holds=(job, kept))
+    instance = SimpleNamespace(hostname="w", app=publisher.in_use().app, concurrency=2, pool_cls=None)
+    monkeypatch.setattr(worker_state, "reserved_requests", [Mock(id=str(kept.pk))])
+    worker.report(instance)
+    assert (fresh(job).state, fresh(kept).state) == (State.PENDING, State.RESERVED)
+    assert Worker.objects.get().holds == [str(kept.pk)]
 
 
 # --- What was overtaken in its line ---------------------------------------------------------------
