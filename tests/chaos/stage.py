@@ -61,6 +61,8 @@ class Stage:
         self._recovery: float | None = None
         self._number = 0
         self._proxies: list[Proxy] = []
+        self._servers: list[Server] = []
+        self._producer_via: Sequence[Proxy] = ()
         self._loads: list[Load] = []
         self._producer: Process | None = None
 
@@ -139,7 +141,7 @@ class Stage:
         app = "tests.chaos.plain" if self.celery else "project"
         name = f"w{len(self.workers) + 1}"
         command = ["-m", "celery", "-A", app, "worker", "-P", pool, "-c", str(concurrency)]
-        command += ["-Q", queues, "-n", f"{name}@%h", *args]
+        command += ["-Q", queues, "-n", f"{name}@%h", "-l", "INFO", *args]
         self.workers.append(self.spawn(f"worker-{name}", command, **how))
         return self.worker.expect(" ready.") if ready else self.worker
 
@@ -154,7 +156,7 @@ class Stage:
     def start_beat(self, *, args: Sequence[str] = (), ready: bool = True, **how: Any) -> Process:
         """Start a beat, which holds a conductor too."""
         app = "tests.chaos.plain" if self.celery else "project"
-        command = ["-m", "celery", "-A", app, "beat", *args]
+        command = ["-m", "celery", "-A", app, "beat", "-l", "INFO", *args]
         self.beats.append(self.spawn(f"beat-{len(self.beats) + 1}", command, **how))
         return self.beat.expect("beat: Starting") if ready else self.beat
 
@@ -177,6 +179,11 @@ class Stage:
         process = Process(name, arguments, log, {**self.world.environ(), **more}, self.fault, wrap)
         self.processes.append(process)
         return process
+
+    def add_server(self, server: Server) -> Server:
+        """Start another server, which ends with the row."""
+        self._servers.append(server)
+        return server.start()
 
     def manage(self, *arguments: str, timeout: float = 60) -> str:
         """Run a command of ``manage.py`` to its end; return what it printed."""
@@ -201,6 +208,12 @@ class Stage:
         else:
             threading.Thread(target=self._try_order, kwargs={"do": "enqueue", "specs": specs}, daemon=True).start()
         return [member["number"] for spec in specs for member in spec["members"]]
+
+    def bulk(self, count: int, kind: str = "plain", *, size: int = 1000, **how: Any) -> list[int]:
+        """Ask for many single jobs, ``size`` of them in one transaction; return their numbers."""
+        specs = [self._spec(kind, **dict(how)) for _ in range(count)]
+        self.order(do="bulk", specs=specs, size=size, timeout=max(300, count / 50))
+        return [spec["members"][0]["number"] for spec in specs]
 
     def mixed(self, count: int, **how: Any) -> list[int]:
         """Ask for ``count`` calls and canvases, some of every kind, in an order that the seed decides."""
@@ -234,19 +247,31 @@ class Stage:
     def producer(self) -> Process:
         """The process that enqueues, started anew when it is dead."""
         if self._producer is None or not self._producer.running:
-            self._producer = self.spawn("producer", ["-m", "tests.chaos.producer"]).expect("listens on")
+            command = ["-m", "tests.chaos.producer"]
+            self._producer = self.spawn("producer", command, via=self._producer_via).expect("listens on")
         return self._producer
 
+    def producer_through(self, *via: Proxy) -> None:
+        """From now on the producer goes through these proxies: it is started anew."""
+        self._producer_via = via
+        if self._producer is not None:
+            self._producer.end()
+
     def order(self, *, timeout: float = 300, **order: Any) -> Any:
-        """Give the producer an order; return its answer. A producer that dies meanwhile answers None."""
-        port = int(self.producer.printed.partition("listens on ")[2].split()[0])
+        """Give the producer an order; return its answer, None when it dies of it."""
+        producer = self.producer
+        port = int(producer.printed.partition("listens on ")[2].split()[0])
         with socket.create_connection(("127.0.0.1", port), timeout) as connection:
             connection.sendall(json.dumps(order).encode() + b"\n")
             with contextlib.suppress(ConnectionError), connection.makefile() as answers:
                 answer = json.loads(answers.readline() or "{}")
                 if "error" in answer:
                     raise OutOfTime(f"the producer could not {order['do']}: {answer['error']}")
-                return answer.get("done")
+                if "done" in answer:
+                    return answer["done"]
+        processes.wait_until(lambda: not producer.running, 10)
+        if not any(spec.get("die") for spec in order.get("specs", ())):
+            raise OutOfTime(f"the producer died before it could {order['do']}")
         return None
 
     def _try_order(self, **order: Any) -> None:
@@ -415,15 +440,18 @@ class Stage:
         if not processes.wait_until(lambda: _holds(condition), max(limit, 0.1)):
             raise OutOfTime(f"after {time.monotonic() - started:.0f} s still not: {what}")
 
+    def idle_since(self, seconds: float) -> bool:
+        """Whether the ledger has been silent for as long."""
+        lines = self.lines
+        return not lines or ledger.now() - lines[-1].at > seconds * 1e9
+
     def wait_running(self, count: int = 1, timeout: float = 60) -> None:
         """Wait until ``count`` bodies run, by the ledger."""
         self.wait(lambda: sum(run.ended is None for run in self.runs) >= count, f"{count} bodies run", timeout)
 
     def wait_begun(self, numbers: Sequence[int], times: int = 1, timeout: float | None = None) -> None:
         """Wait until the bodies of these jobs have begun ``times`` times each, on the whole."""
-        self.wait(
-            lambda: self.begun(numbers) >= times * len(numbers), f"{len(numbers)} jobs begun {times} times", timeout
-        )
+        self.wait(lambda: self.begun(numbers) >= times * len(numbers), f"{len(numbers)} jobs begun", timeout)
 
     def wait_state(self, numbers: Sequence[int], *states: str, timeout: float | None = None) -> None:
         """Wait until all these jobs are in one of the states."""
@@ -511,6 +539,8 @@ class Stage:
             process.end()
         for proxy in self._proxies:
             proxy.close()
+        for server in self._servers:
+            server.close()
 
 
 class Load:
