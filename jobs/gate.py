@@ -11,9 +11,13 @@ from typing import Any
 
 from django.db import Error
 
-from jobs import lifecycle
+from jobs import lifecycle, outage
 
 logger = logging.getLogger("jobs.worker")
+
+SILENCE = 10.0  # seconds that the database may take for what this process tells it
+
+database = outage.Outage(logger, "The worker cannot report itself.")
 
 
 class ForkGate:
@@ -33,7 +37,8 @@ class ForkGate:
         """Talk to the database, and leave no connection open."""
         with self._talking:
             try:
-                yield
+                with outage.bounded(lifecycle.database(), SILENCE):
+                    yield
             finally:
                 lifecycle.database().close()
 
@@ -66,6 +71,6 @@ def in_background(act: Callable[..., Any], *args: Any) -> None:
                 act(*args)
             except Error as error:
                 # The lease ends by itself: the conductor finds what we could not report.
-                logger.warning("%s could not reach the database: %s", act.__name__, error)
+                database.failed(error)
 
     threading.Thread(target=run, name=f"mainstay-{act.__name__}", daemon=True).start()

@@ -151,8 +151,9 @@ def _tolerant() -> Iterator[None]:
     try:
         with gate.talking():
             yield
+        gate.database.over()
     except Error as error:
-        logger.warning("The worker could not report itself: %s", error)
+        gate.database.failed(error)
     except Exception:
         logger.exception("The worker could not report itself.")
 
