@@ -120,4 +120,4 @@ CELERY_BEAT_SCHEDULER = "jobs.schedule.scheduler:Scheduler"
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
 if on_rabbitmq(BROKER_URL):
     # A worker's events and answers must not stop it for ever while RabbitMQ takes no messages, as during an alarm.
-    CELERY_BROKER_TRANSPORT_OPTIONS = {"write_timeout": 5, "read_timeout": 30}
+    CELERY_BROKER_TRANSPORT_OPTIONS = {"write_timeout": 5, "read_timeout": 10}
