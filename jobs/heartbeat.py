@@ -73,6 +73,11 @@ class Watched:
         limit = self.job.time_limit
         return limit is not None and clock() - self.started > limit + 1.0
 
+    @property
+    def hung(self) -> bool:
+        """Whether it went on beyond its time limit and its lease: nobody can stop it, and nobody waits for it."""
+        return self.past_limit and self.stop is not None and clock() > self.renewed + settings().LEASE
+
     def tell(self, progress: dict[str, Any]) -> None:
         """Keep how far the body is. Raises ``PayloadError`` when that is not JSON."""
         self.progress = plain(progress)
@@ -118,7 +123,7 @@ def _storable(value: Any) -> Any:
     return [_storable(item) for item in value] if isinstance(value, list) else value
 
 
-_watched: dict[UUID, Watched] = {}
+_watched: dict[UUID, Watched] = {}  # by the token of the attempt: a body that hangs may run beside the next attempt
 _lock = threading.Lock()
 _work = threading.Event()
 _threads: list[threading.Thread] = []
@@ -144,30 +149,40 @@ def _enter(entry: Watched) -> None:
         # A body that was told to stop, and whose thread begins another, is over, however it ended.
         for left in [other for other in _watched.values() if other.thread == entry.thread and other.stop]:
             left.over = True
-            del _watched[left.job.pk]
+            del _watched[_token(left)]
         _ensure_threads()
-        _watched[entry.job.pk] = entry
+        _watched[_token(entry)] = entry
     _work.set()
 
 
 def _leave(entry: Watched) -> None:
     with _lock:
         entry.over = True
-        if _watched.get(entry.job.pk) is entry:
-            del _watched[entry.job.pk]
+        if _watched.get(_token(entry)) is entry:
+            del _watched[_token(entry)]
         _clear_interrupt(entry)
         _lower_the_guard(entry)
     entry.job.progress = entry.progress or entry.job.progress
 
 
+def _token(entry: Watched) -> UUID:
+    assert entry.job.token is not None
+    return entry.job.token
+
+
 def watched(job_id: UUID) -> Watched | None:
-    """The running body of a job in this process."""
-    return _watched.get(job_id)
+    """The running body of a job in this process, that of its latest attempt."""
+    return next((entry for entry in reversed(list(_watched.values())) if entry.job.pk == job_id), None)
 
 
 def held_here() -> list[UUID]:
     """The jobs whose bodies run in this process."""
-    return list(_watched)
+    return [entry.job.pk for entry in list(_watched.values())]
+
+
+def hung() -> list[Watched]:
+    """The bodies of this process that nobody can stop."""
+    return [entry for entry in list(_watched.values()) if entry.hung]
 
 
 def stop_all(error: BaseException) -> None:
@@ -307,9 +322,14 @@ def _write_progress(entry: Watched) -> None:
 def _stop_in_time(entry: Watched) -> None:
     """Stop a body whose lease is about to end, by our own clock; past its time limit nobody renews it."""
     left = entry.renewed + settings().LEASE - clock()
-    if left < 2 * BEAT:
+    if entry.past_limit:
+        _interrupt(entry, LeaseLost(f"hung past its time limit of {entry.job.time_limit:g} s"))
+    elif left < 2 * BEAT:
         _interrupt(entry, LeaseLost("the lease could not be renewed in time"))
-    if _has_its_own_process(entry):
+    if not _has_its_own_process(entry):
+        # When no thread of this process has run for so long, all that it holds has been taken over.
+        _guard(entry, 2 * settings().LEASE)
+    else:
         _guard(entry, left)
         if entry.stop is not None and (clock() > entry.doomed_at or left < CLOCK_BEAT):
             _end_process(entry)

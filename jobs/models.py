@@ -210,6 +210,9 @@ class Worker(models.Model):
     holds = models.JSONField(default=list, help_text="ids of the jobs that it has received and not finished")
     concurrency = models.PositiveIntegerField(default=0)
     pool = models.CharField(max_length=50, blank=True, default="")
+    stuck = models.PositiveIntegerField(
+        default=0, db_default=0, help_text="how many of its slots are held by bodies that nobody can stop"
+    )
 
     class Meta:
         default_permissions = ("view",)

@@ -14,7 +14,7 @@ from jobs.conclusion import Report
 from jobs.conf import current as settings
 from jobs.errors import Refused, WorkerLost
 from jobs.failures import Failure, Kind, how_it_ended
-from jobs.models import Job
+from jobs.models import Job, Worker
 from jobs.reconcile import Reconciler
 from jobs.states import State
 
@@ -87,7 +87,18 @@ def rescue(limit: int = 200) -> int:
     """Give back the jobs whose lease has ended; return how many."""
     running = Job.objects.using(lifecycle.alias()).filter(state=State.RUNNING, finished_at__isnull=True)
     ended = running.filter(lease_until__lt=lifecycle.database_now()).order_by("lease_until")[:limit]
-    return sum(_lost(job, f"{job.worker or 'its worker'} stopped answering") for job in ended)
+    return sum(_lost(job, _why(job)) for job in ended)
+
+
+def _why(job: Job) -> str:
+    """Why a lease was not renewed: its worker is silent, or well, and gave up a body that hangs."""
+    assert job.lease_until is not None
+    limit, lease = job.time_limit, timedelta(seconds=settings().LEASE)
+    late = limit and job.started_at and job.lease_until - job.started_at > timedelta(seconds=limit)
+    awake = Worker.objects.using(lifecycle.alias()).filter(name=job.worker, seen_at__gt=job.lease_until - lease / 2)
+    if late and awake.exists():
+        return f"hung past its time limit of {limit:g} s"
+    return f"{job.worker or 'its worker'} stopped answering"
 
 
 def force_cancel(limit: int = 200) -> int:

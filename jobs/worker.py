@@ -18,7 +18,7 @@ from celery.worker import state as worker_state
 from celery.worker.request import Request as CeleryRequest
 from django.db import Error
 
-from jobs import gate, lifecycle, reconcile, rescue, shutdown
+from jobs import gate, lifecycle, reconcile, rescue, shutdown, slots
 from jobs.adoption import as_uuid
 from jobs.attempt import JobFailed
 from jobs.consumer import careful, check_call
@@ -163,10 +163,11 @@ def report(instance: Any, started: Any = None) -> Any:
     now = lifecycle.database_now()
     requests = {*shutdown.copied(worker_state.reserved_requests), *shutdown.copied(worker_state.active_requests)}
     holds = {as_uuid(request.id) for request in requests}
+    pool = getattr(instance.pool_cls, "__module__", "").rsplit(".", 1)[-1]
     seen = {
         "pid": os.getpid(), "seen_at": now, "started_at": started or now, "holds": sorted(holds),
         "queues": sorted(instance.app.amqp.queues.consume_from), "concurrency": instance.concurrency or 0,
-        "pool": getattr(instance.pool_cls, "__module__", "").rsplit(".", 1)[-1],
+        "pool": pool, "stuck": slots.held_for_good(1 if pool == "solo" else instance.concurrency or 0),
     }  # fmt: skip
     if started is None:
         _give_up_predecessor(instance.hostname, frozenset(holds))

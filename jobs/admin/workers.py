@@ -52,7 +52,8 @@ class WorkerAdmin(ReadOnlyAdmin):
     @admin.display(description="pool")
     def slots(self, worker: Worker) -> str:
         """Its pool and how many jobs run at once."""
-        return f"{worker.pool or 'pool'} of {worker.concurrency}"
+        stuck = f", {worker.stuck} held by bodies that cannot be stopped" if worker.stuck else ""
+        return f"{worker.pool or 'pool'} of {worker.concurrency}{stuck}"
 
     @admin.display(description="holds")
     def held(self, worker: Worker) -> str:

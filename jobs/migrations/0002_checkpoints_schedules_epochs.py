@@ -10,6 +10,15 @@ class Migration(migrations.Migration):
     ]
 
     operations = [
+        migrations.AddField(
+            model_name="worker",
+            name="stuck",
+            field=models.PositiveIntegerField(
+                db_default=0,
+                default=0,
+                help_text="how many of its slots are held by bodies that nobody can stop",
+            ),
+        ),
         migrations.CreateModel(
             name="Epoch",
             fields=[

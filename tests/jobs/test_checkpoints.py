@@ -433,13 +433,20 @@ def in_an_advance(task: Any) -> None:
         (lambda task: task.step("odd", object), "is not JSON: <object object at"),
         (lambda task: task.step("row", Group), "is not JSON: <Group: >. Return plain values, or the id of a record"),
         (lambda task: task.step("nan", lambda: float("nan")), "is not JSON: nan"),
-        (lambda task: [task.step(f"n {n}", int) for n in range(1001)], "has 1,000 checkpoints, which is the most"),
     ],
 )  # fmt: skip
 def test_what_cannot_work_is_refused_with_the_remedy(ran: Act, body: Body, words: str) -> None:
     job = ran(body)
     assert job.state == State.FAILED
     assert words in refusal(job)
+
+
+def test_a_job_has_only_so_many_checkpoints(ran: Act, settings: Any) -> None:
+    settings.JOBS = {"MAX_CHECKPOINTS": 3}
+    calls: list[int] = []
+    job = ran(lambda task: [task.step(f"step {n}", calls.append, n) for n in range(4)])
+    assert "has 3 checkpoints, which is the most (JOBS['MAX_CHECKPOINTS']). Use a cursor" in refusal(job)
+    assert calls == [0, 1, 2]
 
 
 def test_a_step_that_would_be_refused_is_not_done(ran: Act) -> None:

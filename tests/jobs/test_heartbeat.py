@@ -8,17 +8,17 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from datetime import UTC, datetime
 from decimal import Decimal
 from types import SimpleNamespace
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 from django.db import OperationalError, connection, transaction
 
-from jobs import heartbeat, lifecycle, worker
+from jobs import heartbeat, lifecycle, slots, worker
 from jobs.errors import LeaseLost, PayloadError
 from jobs.models import Job, Worker
 from jobs.states import State
@@ -353,3 +353,73 @@ def test_a_report_that_fails_is_followed_by_the_next(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(worker.gate, "talking", nullcontext)
     worker._report_until(instance(), stopping)
     assert len(reports) == 3
+
+
+# --- Bodies that hang -------------------------------------------------------------------------------
+
+
+def hang(job: Job, until: threading.Event) -> threading.Thread:
+    """Be the body of a job in a thread that waits in C: nobody can interrupt it."""
+
+    def body() -> None:
+        with suppress(LeaseLost), heartbeat.watching(job):
+            until.wait(20)
+
+    thread = threading.Thread(target=body)
+    thread.start()
+    return thread
+
+
+@pytest.fixture
+def hanging(quick: None) -> Iterator[Job]:
+    """A job whose body hangs in a thread, past its time limit."""
+    job, over = running(sample.add.delay(1, 2).id), threading.Event()
+    job.time_limit = 0.01
+    thread = hang(job, over)
+    yield job
+    over.set()
+    thread.join()
+
+
+def test_a_body_that_goes_on_past_its_limit_and_its_lease_hangs(hanging: Job, wait_until: WaitUntil) -> None:
+    assert heartbeat.hung() == []
+    wait_until(lambda: [entry.job.pk for entry in heartbeat.hung()] == [hanging.pk])
+    assert str(heartbeat.hung()[0].stop) == "hung past its time limit of 0.01 s"
+
+
+def test_a_body_that_hangs_beside_the_next_attempt_is_not_forgotten(hanging: Job, wait_until: WaitUntil) -> None:
+    wait_until(heartbeat.hung)
+    following = fresh(hanging)
+    following.token = uuid4()
+    with heartbeat.watching(following) as entry:
+        assert heartbeat.watched(hanging.pk) is entry
+        assert [hung.job.token for hung in heartbeat.hung()] == [hanging.token]
+    assert [hung.job.token for hung in heartbeat.hung()] == [hanging.token]
+
+
+def test_a_worker_tells_of_a_slot_that_is_held_for_good(
+    hanging: Job, wait_until: WaitUntil, caplog: pytest.LogCaptureFixture
+) -> None:
+    wait_until(heartbeat.hung)
+    assert [slots.held_for_good(4) for _ in range(3)] == [1, 1, 1]
+    assert [record.getMessage() for record in caplog.records if record.name == "jobs.slots"] == [
+        "1 of 4 slots are held by bodies that cannot be stopped, past their time limit: "
+        f"{hanging.pk}. Only the end of this process frees them."
+    ]
+
+
+def test_a_worker_all_of_whose_slots_are_held_for_good_ends(
+    hanging: Job, wait_until: WaitUntil, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[int] = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    wait_until(heartbeat.hung)
+    slots.held_for_good(2)
+    assert ended == []
+    slots.held_for_good(1)
+    assert ended == [slots.EXIT]
+
+
+def test_a_worker_with_no_body_that_hangs_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    assert slots.held_for_good(0) == 0
+    assert caplog.records == []

@@ -5,7 +5,9 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
+import resource
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -71,7 +73,38 @@ def _raise(error: BaseException) -> Any:
     raise error
 
 
+def _overflow_the_stack() -> None:
+    """Recur in C, deeper than the stack is; newer Pythons refuse that, and die of a null pointer here."""
+    deep: list[Any] = []
+    for _ in range(1_000_000):
+        deep = [deep]
+    sys.setrecursionlimit(2**31 - 1)
+    with suppress(RecursionError):
+        repr(deep)
+    ctypes.string_at(0)
+
+
+def _exhaust_the_memory() -> None:
+    """Ask for more memory than this process may have."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (2**32, before[1]))
+    try:
+        bytearray(2**34)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def _recur() -> None:
+    _recur()
+
+
 _MENU: dict[str, Any] = {
+    "stack overflow": _overflow_the_stack,
+    "abort": os.abort,
+    "exit at once": lambda: os._exit(3),
+    "exit at once as if all were well": lambda: os._exit(0),
+    "no memory": _exhaust_the_memory,
+    "recursion": _recur,
     "transient": lambda: _raise(TransientError("try again")),
     "permanent": lambda: _raise(PermanentError("no use")),
     "unclassified": lambda: _raise(ValueError("odd")),
