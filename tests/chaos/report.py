@@ -53,7 +53,7 @@ def show_table(console: Console, outcomes: Sequence[Outcome], other: Sequence[Ou
     beside = {outcome.row: outcome for outcome in other}
     for outcome in outcomes:
         cells = _cells(outcome)
-        table.add_row(*cells, *([_short(beside.get(outcome.row))] if other else []))
+        table.add_row(*cells, *([short(beside.get(outcome.row))] if other else []))
     # A log is no terminal of eighty columns.
     wide = console if console.is_terminal else Console(file=console.file, width=190, highlight=False)
     wide.print(table)
@@ -67,7 +67,7 @@ def _cells(outcome: Outcome) -> list[str]:
     return [str(outcome.row), outcome.fault, *figures, recovery, f"[{colour}]{outcome.status}[/]"]
 
 
-def _short(outcome: Outcome | None) -> str:
+def short(outcome: Outcome | None) -> str:
     """What the other side did in this row."""
     if outcome is None:
         return ""
