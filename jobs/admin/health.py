@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
-from django.utils import timezone
-
+from jobs import lifecycle
 from jobs.conf import current
 from jobs.models import Job, Leader, Worker
 
@@ -26,7 +25,7 @@ def warnings() -> list[str]:
 
 def conductor_ticks() -> bool:
     """Whether a conductor has ticked within its lease, with some grace."""
-    since = timezone.now() - timedelta(seconds=current().LEADER_LEASE * 3)
+    since = lifecycle.database_now() - timedelta(seconds=current().LEADER_LEASE * 3)
     return Leader.objects.filter(ticked_at__gte=since).exists()
 
 
@@ -37,4 +36,5 @@ def worker_listens() -> bool:
 
 def stale_before() -> datetime:
     """A worker that was last seen before this is taken for dead."""
-    return timezone.now() - timedelta(seconds=current().LEASE)
+    now: datetime = lifecycle.database_now()
+    return now - timedelta(seconds=current().LEASE)

@@ -9,7 +9,7 @@ from django.utils import timezone
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
-from jobs import shown, views
+from jobs import lifecycle, shown, views
 from jobs.admin import links, timeline
 from jobs.admin.health import NO_CONDUCTOR, conductor_ticks
 from jobs.admin.tracebacks import Traceback
@@ -69,7 +69,7 @@ def meaning(job: Job) -> str:
 
 def remarks(job: Job) -> Iterator[str]:
     """What else stands between this job and its end."""
-    now = timezone.now()
+    now = lifecycle.database_now()
     if job.cancel_requested_at and not job.finished:
         yield f"A cancel was requested {since(job.cancel_requested_at, now)}: {job.cancel_reason or 'no reason given'}."
     if job.state == State.RUNNING and job.lease_until and job.lease_until < now:
