@@ -18,7 +18,7 @@ WaitUntil = Callable[..., Any]
 # How a body takes its process down, and what is said of it.
 POISON = {
     "kill": "killed by signal 9 (SIGKILL)",
-    "stack overflow": "killed by signal 11 (SIGSEGV)",
+    "stack": "killed by signal 11 (SIGSEGV)",
     "abort": "killed by signal 6 (SIGABRT)",
     "exit at once": "its process ended with exit code 3",
     "exit at once as if all were well": "its process ended with exit code 0",

@@ -379,6 +379,7 @@ def hanging(quick: None) -> Iterator[Job]:
     yield job
     over.set()
     thread.join()
+    slots._told = 0
 
 
 def test_a_body_that_goes_on_past_its_limit_and_its_lease_hangs(hanging: Job, wait_until: WaitUntil) -> None:
@@ -402,10 +403,10 @@ def test_a_worker_tells_of_a_slot_that_is_held_for_good(
 ) -> None:
     wait_until(heartbeat.hung)
     assert [slots.held_for_good(4) for _ in range(3)] == [1, 1, 1]
-    assert [record.getMessage() for record in caplog.records if record.name == "jobs.slots"] == [
-        "1 of 4 slots are held by bodies that cannot be stopped, past their time limit: "
-        f"{hanging.pk}. Only the end of this process frees them."
-    ]
+    told = [record.getMessage() for record in caplog.records if record.name == "jobs.slots"]
+    assert len(told) == 1
+    assert told[0].startswith("1 of 4 slots are held by bodies that cannot be stopped")
+    assert str(hanging.pk) in told[0]
 
 
 def test_a_worker_all_of_whose_slots_are_held_for_good_ends(

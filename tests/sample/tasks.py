@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import hashlib
 import os
 import resource
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -73,15 +73,8 @@ def _raise(error: BaseException) -> Any:
     raise error
 
 
-def _overflow_the_stack() -> None:
-    """Recur in C, deeper than the stack is; newer Pythons refuse that, and die of a null pointer here."""
-    deep: list[Any] = []
-    for _ in range(1_000_000):
-        deep = [deep]
-    sys.setrecursionlimit(2**31 - 1)
-    with suppress(RecursionError):
-        repr(deep)
-    ctypes.string_at(0)
+def _recurse() -> Any:
+    return _recurse()
 
 
 def _exhaust_the_memory() -> None:
@@ -94,17 +87,11 @@ def _exhaust_the_memory() -> None:
         resource.setrlimit(resource.RLIMIT_AS, before)
 
 
-def _recur() -> None:
-    _recur()
-
-
 _MENU: dict[str, Any] = {
-    "stack overflow": _overflow_the_stack,
     "abort": os.abort,
     "exit at once": lambda: os._exit(3),
     "exit at once as if all were well": lambda: os._exit(0),
     "no memory": _exhaust_the_memory,
-    "recursion": _recur,
     "transient": lambda: _raise(TransientError("try again")),
     "permanent": lambda: _raise(PermanentError("no use")),
     "unclassified": lambda: _raise(ValueError("odd")),
@@ -114,6 +101,8 @@ _MENU: dict[str, Any] = {
     "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "exit": lambda: _raise(SystemExit(3)),
     "memory": lambda: _raise(MemoryError("full")),
+    "recursion": lambda: _recurse(),
+    "stack": lambda: getattr(faulthandler, "_stack_overflow")(),  # noqa: B009
     "hang": lambda: time.sleep(600),
     "fine": lambda: None,
 }
@@ -191,6 +180,13 @@ def plain(a: int, b: int = 2) -> int:
 def untracked(line: str) -> str:
     witness(line)
     return line
+
+
+@shared_task(tracked=False, ignore_result=True)
+def careless(how: str) -> None:
+    """Misbehave where Mainstay does not look."""
+    witness(f"careless:{how}")
+    _MENU[how]()
 
 
 @shared_task(tracked=False, ignore_result=True)
