@@ -67,10 +67,14 @@ def _overflow(depth: int = 0) -> int:
 def _fill_memory() -> None:
     import resource
 
-    resource.setrlimit(resource.RLIMIT_AS, (1 << 30, resource.RLIM_INFINITY))
-    hoard = []
-    while True:
-        hoard.append(bytearray(1 << 26))
+    before, hoard = resource.getrlimit(resource.RLIMIT_AS), []
+    resource.setrlimit(resource.RLIMIT_AS, (1 << 30, before[1]))
+    try:
+        while True:
+            hoard.append(bytearray(1 << 26))
+    finally:
+        hoard.clear()
+        resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 MENU: dict[str, Callable[[], Any]] = {

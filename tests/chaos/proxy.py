@@ -65,9 +65,8 @@ class Proxy:
 
     def close(self) -> None:
         """End the proxy."""
-        self.reset()
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(5)
+        self._thread.join(10)
 
     # --- In the thread of the loop
 
@@ -78,6 +77,8 @@ class Proxy:
         self._ready.set()
         self._loop.run_forever()
         server.close()
+        self._loop.run_until_complete(self._end())
+        self._loop.close()
 
     def _in_loop(self, act: Coroutine[Any, Any, None]) -> None:
         asyncio.run_coroutine_threadsafe(act, self._loop).result(10)
@@ -122,6 +123,14 @@ class Proxy:
         with contextlib.suppress(OSError):
             while await reader.read(CHUNK):
                 pass
+
+    async def _end(self) -> None:
+        await self._reset()
+        serving = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in serving:
+            task.cancel()
+        await asyncio.gather(*serving, return_exceptions=True)
+        await asyncio.sleep(0)  # the transports close at the next turn
 
     async def _reset(self) -> None:
         for writer in list(self._pairs):

@@ -242,9 +242,7 @@ class Run:
                 if outcome.status == status:
                     self.say(f"{words}: {outcome.row} {outcome.fault}: {outcome.why}")
         if o.quick:
-            self.say(
-                "QUICK shortened leases and job counts; it left out no row, and no wait of minutes was waited in full."
-            )
+            self.say("QUICK shortened leases and job counts; it left out no row.")
         failed = [str(outcome.row) for outcome in outcomes if outcome.status == "failed"]
         verdict = f"{len(failed)} rows failed: {', '.join(failed)}" if failed else "no row failed"
         self.say(f"{verdict}; {took:.0f} s; SEED={o.seed}; JSON: {os.path.relpath(path)}")

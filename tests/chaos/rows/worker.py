@@ -2,10 +2,40 @@
 
 from __future__ import annotations
 
+import signal
+
 from tests.chaos.matrix import row
 from tests.chaos.stage import Stage
 
 BOTH = ("redis", "rabbitmq")
+AT_ONCE = 2.0
+
+
+@row(15, "child SIGKILL once", must="running again within two seconds", brokers=BOTH)
+def child_killed(stage: Stage) -> None:
+    stage.start()
+    stage.enqueue(10, seconds=0.1)
+    victim = stage.enqueue(1, how="hang", until=2)
+    stage.wait_begun(victim)
+    stage.worker.kill_child(stage.pid_of(victim[0]))
+    stage.wait_begun(victim, times=2)
+    stage.enqueue(5)
+    stage.settle()
+    stage.require(stage.recovery_s <= AT_ONCE, "it runs again within two seconds")
+    stage.require(stage.worker.running, "the worker lives on")
+
+
+@row(16, "child SIGKILL always: a poison pill", must="dead letter after the cap, others flow", brokers=BOTH)
+def poison(stage: Stage) -> None:
+    stage.start()
+    pills = stage.enqueue(2, how="kill", expects="failed", effect="none")
+    stage.fault()
+    others = stage.enqueue(20, seconds=0.1)
+    stage.wait_begun(others)
+    stage.settle(30 if stage.celery else None)
+    stage.measure(executions_of_poison=stage.begun(pills))
+    stage.require(stage.begun(pills) <= 3 * len(pills), "a poison pill runs no more often than MAX_LOSSES says")
+    stage.require(stage.worker.running, "the worker lives on")
 
 
 @row(17, "worker main SIGKILL", must="rescued within the lease", brokers=BOTH)
@@ -18,3 +48,48 @@ def main_killed(stage: Stage) -> None:
     stage.start_worker()
     stage.settle()
     stage.require(stage.recovery_s <= stage.lease + 5, "runs again within the lease and five seconds")
+
+
+@row(18, "whole host dies", must="rescued within the lease by another host", brokers=BOTH)
+def host_dies(stage: Stage) -> None:
+    stage.start()
+    stage.enqueue(20, seconds=0.5)
+    stage.mixed(stage.scaled(20, 9))
+    stage.wait_running(2)
+    if not stage.celery:
+        stage.conductor.kill()
+    stage.worker.kill()
+    stage.start()
+    stage.settle()
+    stage.require(stage.recovery_s <= stage.lease + 5, "runs again within the lease and five seconds")
+
+
+@row(19, "worker SIGSTOP past its lease, then SIGCONT", must="another runs; late result fenced off", brokers=BOTH)
+def worker_frozen(stage: Stage) -> None:
+    stage.start()
+    # On SQLite a frozen transaction holds the only write lock: nobody can overtake it.
+    kind = "plain" if stage.database.vendor == "sqlite" else "transactional"
+    numbers = [*stage.enqueue(1, seconds=3), *stage.enqueue(1, kind, seconds=3)]
+    stage.wait_running(2)
+    frozen = stage.worker
+    frozen.freeze()
+    stage.start_worker()
+    stage.wait_begun(numbers, times=2)
+    frozen.thaw()
+    stage.settle()
+    stage.wait(lambda: stage.idle_since(2), "the thawed bodies are over", 30)
+    stage.require(stage.begun(numbers) == 2 * len(numbers), "each job runs twice: once cut short, once to its end")
+
+
+@row(23, "SIGTERM with running and queued jobs", must="finish what runs, keep what is queued", brokers=BOTH)
+def warm_shutdown(stage: Stage) -> None:
+    stage.start()
+    numbers = [*stage.enqueue(8, seconds=1), *stage.enqueue(4, "transactional", seconds=1)]
+    stage.wait_running(2)
+    stage.worker.signal(signal.SIGTERM)
+    stage.wait(lambda: not stage.worker.running, "the worker ends", 60)
+    cut = [run for run in stage.runs if run.ended is None]
+    stage.require(not cut, "what ran has ended")
+    stage.start_worker()
+    stage.settle()
+    stage.require(stage.begun(numbers) == len(numbers), "each job runs once")
