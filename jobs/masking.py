@@ -16,6 +16,9 @@ _STEM = re.compile(
 )
 _WORDS = frozenset({"auth", "card", "cookie", "cvc", "cvv", "iban", "pan", "ssn"})
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
+_ASSIGNED = re.compile(
+    r"""(?P<before>(?P<name>[\w-]+)\\?["']?\s*[:=]\s*)(?:\\?(?P<quote>["'])(?:\\.|(?!(?P=quote)).)*(?P=quote)?|[^\s,;&}\])]+)"""
+)
 _ADDRESS = re.compile(r"(://[^/\s:@]*:)[^/\s@]+(@)")
 
 
@@ -40,6 +43,22 @@ def mask(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return type(value)([mask(item) for item in value])
     return _ADDRESS.sub(rf"\1{MASK}\2", value) if isinstance(value, str) else value
+
+
+def mask_text(text: str) -> str:
+    """A text that is not JSON with the values after secret names hidden, as far as they can be told.
+
+    >>> mask_text('{"password": "x y", user: ann, api_key=abc')
+    '{"password": "••••••", user: ann, api_key=••••••'
+    """
+    return str(mask(_ASSIGNED.sub(_hidden, text)))
+
+
+def _hidden(found: re.Match[str]) -> str:
+    if not secret(found["name"]):
+        return found[0]
+    quote = found["quote"] or ""
+    return f"{found['before']}{quote}{MASK}{quote}"
 
 
 def mask_arguments(args: Iterable[Any], names: Iterable[str]) -> list[Any]:

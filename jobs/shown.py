@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from jobs import declared
 from jobs.errors import JobsError, PayloadError
-from jobs.masking import mask, mask_arguments
+from jobs.masking import mask, mask_arguments, mask_text
 from jobs.payload import Payload, decode, later, shorten, signature_of
 
 MOST_SHOWN: Final = 20_000
@@ -33,6 +33,8 @@ def payload(task: str, text: str) -> ShownPayload:
 def masked_payload(text: str, names: Sequence[str] = ()) -> Any:
     """A stored payload as plain JSON values with the secrets hidden."""
     content = loaded(text)
+    if isinstance(content, str):
+        return mask_text(content)
     if not isinstance(content, dict) or not isinstance(content.get("args", []), list):
         return mask(content)
     return {**mask(content), "args": mask_arguments(content.get("args", []), names)}

@@ -8,17 +8,20 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import random
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from functools import partial
 from typing import Any
 from uuid import NAMESPACE_OID, UUID, uuid5
 
-from jobs import drafts, intake, lifecycle, publisher, successors
+from jobs import drafts, epoch, intake, lifecycle, publisher, successors
+from jobs.adoption import FORGOTTEN
 from jobs.conf import current as settings
 from jobs.errors import JobsError, MoveRefused, UnknownTask, UnreadableMessage
-from jobs.lifecycle import Clock
+from jobs.lifecycle import NOW, Clock
 from jobs.models import Job
 from jobs.retry import RetryPolicy
 from jobs.states import State
@@ -28,6 +31,7 @@ logger = logging.getLogger("jobs.strays")
 NAMELESS = "(no task)"
 HEADER_LIMIT = 2_000  # characters of one header
 HEADERS_KEPT = 60
+WOKEN = 1_000  # jobs that a new worker makes due at most; the others are soon due by themselves
 UNKNOWN = "no worker here knows its task yet"
 UNREADABLE = "its message could not be read"
 
@@ -72,7 +76,9 @@ def keep(stray: Stray) -> None:
     A message of ours is only a wake-up call: its job is sent again, later each time, for a bounded number of times.
     A foreign call of an unknown task becomes a job that waits. What cannot be read becomes a dead letter, once.
     """
-    if stray.job is not None:
+    if stray.job is not None and epoch.is_forgotten(stray.job) and lifecycle.seen(stray.job) is None:
+        bury(replace(stray, id=stray.job, wrong=FORGOTTEN))
+    elif stray.job is not None:
         _send_again(stray.job, UNKNOWN if stray.unknown else UNREADABLE)
     elif stray.call is not None:
         _adopt(stray, stray.call)
@@ -94,7 +100,15 @@ def _send_again(job_id: UUID, why: str) -> None:
 
 
 def _wait(sends: int) -> timedelta:
-    return _pace.backoff(max(sends, 1))
+    # Not to the second: workers ask the broker once a second, and the same one would always be the first.
+    return _pace.backoff(max(sends, 1)) * random.uniform(0.5, 1.0)
+
+
+def wake(tasks: list[str]) -> int:
+    """A worker has come up that knows these tasks: what waited for one is due now; return how many jobs did."""
+    found = Job.objects.using(lifecycle.alias()).filter(state=State.PENDING, finished_at__isnull=True, reason=UNKNOWN)
+    known = [job for job in found[:WOKEN] if job.task in tasks]
+    return sum(lifecycle.tried(job, partial(lifecycle.move, job, State.PENDING, UNKNOWN, due_at=NOW)) for job in known)
 
 
 def _give_up(job: Job, why: str) -> None:

@@ -36,6 +36,8 @@ class Request(CeleryRequest):
 
     def __init__(self, message: Any, **options: Any) -> None:
         super().__init__(message, **options)
+        if not isinstance(self.id, str | int) or not self.id:
+            raise InvalidTaskError("it has no id")
         check_call(self.args, self.kwargs, self._payload[2])  # type: ignore[attr-defined]
         _check_times(self)
 
@@ -171,6 +173,7 @@ def report(instance: Any, started: Any = None) -> Any:
     }  # fmt: skip
     if started is None:
         _give_up_predecessor(instance.hostname, frozenset(holds))
+        strays.wake(list(instance.app.tasks))
     Worker.objects.using(lifecycle.alias()).update_or_create(name=instance.hostname, defaults=seen)
     return seen["started_at"]
 
