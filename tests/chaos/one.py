@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import signal
 import sys
@@ -50,7 +51,8 @@ def main(directory: Path) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
     order = json.loads((directory / "order.json").read_text())
-    row, options = matrix.load()[order["row"]], Options(**order["options"])
+    importlib.import_module(order["module"])
+    row, options = matrix.ROWS[order["row"]], Options(**order["options"])
     with contextlib.suppress(Interrupted):
         outcome = perform(row, options, directory, order["template"])
         (directory / "outcome.json").write_text(json.dumps(asdict(outcome), indent=1))

@@ -221,4 +221,4 @@ def copied(template: str, name: str) -> Iterator[str]:
 
 def order(row: Row, options: Options, template: str) -> str:
     """What the process of a row is told, as JSON."""
-    return json.dumps({"row": row.number, "options": asdict(options), "template": template})
+    return json.dumps({"row": row.number, "module": row.script.__module__, "options": asdict(options), "template": template})
