@@ -18,7 +18,7 @@ from celery.worker import state as worker_state
 from celery.worker.request import Request as CeleryRequest
 from django.db import Error
 
-from jobs import gate, lifecycle, reconcile, rescue, shutdown, slots
+from jobs import gate, lifecycle, reconcile, rescue, shutdown, slots, strays
 from jobs.adoption import as_uuid
 from jobs.attempt import JobFailed
 from jobs.consumer import careful, check_call

@@ -138,12 +138,12 @@ def test_a_job_of_an_unknown_task_waits_longer_each_time_and_keeps_its_count(sen
 
 def test_a_worker_that_comes_up_makes_due_what_it_knows(sent: list[str]) -> None:
     known, unknown = add.delay(1, 2), note.delay("x")
-    for job in (known, unknown):
-        for _ in range(9):
-            strays.keep(ours(job))
+    for round_ in range(10):
+        if round_:
             hurry()
             lifecycle.reserve_due(10)
-        strays.keep(ours(job))
+        for job in (known, unknown):
+            strays.keep(ours(job))
     assert strays.wake([add.name]) == 1
     assert fresh(known).due_at <= lifecycle.database_now() < fresh(unknown).due_at
 
@@ -177,9 +177,14 @@ def test_a_message_that_was_overtaken_changes_nothing(sent: list[str], unknown: 
     assert fresh(job).state == State.CANCELLED
 
 
-def test_a_message_of_ours_whose_job_was_pruned_leaves_nothing(sent: list[str]) -> None:
-    strays.keep(Stray(wrong="no", task="t", body=b"x", job=uuid4(), unknown=True))
-    assert not Job.objects.exists()
+@pytest.mark.parametrize("forgotten", [False, True])
+def test_a_message_of_ours_without_a_row_is_kept_where_the_database_was_set_back(
+    sent: list[str], monkeypatch: pytest.MonkeyPatch, forgotten: bool
+) -> None:
+    monkeypatch.setattr("jobs.epoch.is_forgotten", lambda _: forgotten)
+    gone = uuid4()
+    strays.keep(Stray(wrong="no", task="t", body=b"x", job=gone, unknown=True))
+    assert [str(job.pk) for job in Job.objects.all()] == ([str(gone)] if forgotten else [])
 
 
 # --- Foreign calls of unknown tasks ---------------------------------------------------------------------------------
