@@ -34,7 +34,7 @@ def cancel_without_worker(stage: Stage) -> None:
     stage.require(stage.begun(unwanted) == 0, "a job that was cancelled before it ran never runs")
 
 
-@row(125, "cancel while the broker is down", must="cancelled at once; running bodies stop", celery=REVOKE, brokers=BOTH)
+@row(195, "cancel while the broker is down", must="cancelled at once; running bodies stop", celery=REVOKE, brokers=BOTH)
 def cancel_without_broker(stage: Stage) -> None:
     stage.start()
     running = stage.enqueue(2, seconds=60)
@@ -56,7 +56,7 @@ def cancel_without_broker(stage: Stage) -> None:
     stage.require(stage.begun(waiting) == 0, "a cancelled job never runs, also when the broker is back")
 
 
-@row(126, "cancel of a job on a dead worker, and on a frozen one", must="cancelled, never run again", celery=REVOKE,
+@row(196, "cancel of a job on a dead worker, and on a frozen one", must="cancelled, never run again", celery=REVOKE,
      brokers=BOTH)  # fmt: skip
 def cancel_on_dead_worker(stage: Stage) -> None:
     stage.start(concurrency=1)
@@ -82,7 +82,7 @@ def cancel_on_dead_worker(stage: Stage) -> None:
     stage.require(stage.begun([*dead, *frozen]) == 2, "neither runs again")
 
 
-@row(127, "cancel races with claim, completion, retry and rescue", must="completed or cancelled, never both",
+@row(197, "cancel races with claim, completion, retry and rescue", must="completed or cancelled, never both",
      celery=REVOKE)  # fmt: skip
 def cancel_races(stage: Stage) -> None:
     stage.start(concurrency=3)
