@@ -1,4 +1,4 @@
-"""Rows 45-49, 150-159 and 176-178: faults that come together, keys and pauses under kills, random schedules."""
+"""Rows 45-49, 140-142 and 150-159: faults that come together, keys and pauses under kills, random schedules."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def by_key(stage: Stage) -> dict[str, list[tuple[datetime, datetime]]]:
     return found
 
 
-@row(176, "two producers enqueue the same keys during kills", must="one job per key while it is unfinished",
+@row(140, "two producers enqueue the same keys during kills", must="one job per key while it is unfinished",
      celery="it has no keys")  # fmt: skip
 def same_keys_from_two_producers(stage: Stage) -> None:
     worker = stage.start()
@@ -173,7 +173,7 @@ def _pairs(times: list[tuple[datetime, datetime]]) -> list[tuple[Any, Any]]:
     return list(pairwise(ordered))
 
 
-@row(177, "a queue paused and resumed through kills", must="nothing starts while it is paused, all run after",
+@row(141, "a queue paused and resumed through kills", must="nothing starts while it is paused, all run after",
      celery="it cannot pause what is queued")  # fmt: skip
 def paused_through_kills(stage: Stage) -> None:
     stage.start()
@@ -197,7 +197,7 @@ def paused_through_kills(stage: Stage) -> None:
     stage.require(stage.begun(held) == len(held), "everything runs once after it is resumed")
 
 
-@row(178, "jobs made due by an operator while conductor and worker die", must="run now, once", celery=NO_CONDUCTOR)
+@row(142, "jobs made due by an operator while conductor and worker die", must="run now, once", celery=NO_CONDUCTOR)
 def made_due_through_kills(stage: Stage) -> None:
     stage.start()
     far = stage.enqueue(stage.scaled(40, 20), options={"countdown": 3600})
