@@ -202,8 +202,8 @@ def _wait(eta: Any, countdown: Any, task: Any) -> timedelta | None:
     if eta is not None:
         from jobs import lifecycle
 
-        now = lifecycle.database_now()  # by whose clock it will be due
-        return max(timedelta(0), eta - now)
+        left: timedelta = eta - lifecycle.database_now()  # by whose clock it will be due
+        return max(timedelta(0), left)
     if countdown is not None:
         return timedelta(seconds=countdown)
     own = vars(type(task)).get("default_retry_delay")
