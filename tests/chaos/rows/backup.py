@@ -275,6 +275,7 @@ def lagging_failover(stage: Stage) -> None:
     stage.wait_begun(load.numbers[:10], timeout=60)
     backup = Backup(stage)
     stage.sleep(1.3)
+    load.stop()
     stage.conductor.freeze()
     stage.worker.freeze()
     sure = [n for n, asked in ledger.read_intake(stage.world.intake).asked.items() if asked.accepted]
@@ -288,7 +289,7 @@ def lagging_failover(stage: Stage) -> None:
     stage.fault()
     stage.worker.thaw()
     stage.conductor.thaw()
-    stage.wait(lambda: load.done, "the last call has returned")
+    stage.mixed(20)
     stage.settle()
     stage.measure(only_in_broker=len(only_there))
     stage.wait(lambda: set(only_there) <= known(stage), "what only the broker knew has a row", timeout=30)
