@@ -26,7 +26,7 @@ and nothing else::
   elsewhere, which is said and does not count as skipped.
 * ``celery=False`` or ``celery="why not"``: the row means nothing for plain Celery.
 * ``own_database=True``: a database server of its own, which the row may stop, freeze and restart. ``persistent=True``:
-  Redis with an append-only file.
+  Redis with an append-only file. ``rabbitmq={"consumer_timeout": 60000}``: lines of ``rabbitmq.conf``.
 * ``jobs={"LEASE": 3}``: settings of ``JOBS`` for all processes of the row; ``limit=120``: its time limit in seconds.
 
 ``stage.settle()`` waits until every job is final and is called at the end of a row by itself. What the checker then

@@ -34,6 +34,7 @@ class Row:
     celery: bool | str = True
     own_database: bool = False
     persistent: bool = False
+    rabbitmq: Mapping[str, Any] = field(default_factory=dict)
     may_refuse: bool = False
     jobs: Mapping[str, Any] = field(default_factory=dict)
     limit: float = 150.0

@@ -35,13 +35,13 @@ SETTINGS: dict[str, Any] = {
     },
 }
 
-app = Celery(
+app: Any = Celery(
     "plain",
     broker=os.environ.get("BROKER_URL", ""),
     backend=os.environ.get("CHAOS_RESULTS", ""),
 )
 app.conf.update(SETTINGS)
-TRIES = {"autoretry_for": (Transient,), "max_retries": 7, "default_retry_delay": 0.1}
+TRIES: Any = {"autoretry_for": (Transient,), "max_retries": 7, "default_retry_delay": 0.1}
 
 
 def _attempt(number: int) -> int:
@@ -58,7 +58,7 @@ def _perform(self: Any, number: int, seconds: float, gate: str, how: str, until:
     return number
 
 
-@app.task(bind=True, name="tests.chaos.tasks.plain", **TRIES)
+@app.task(bind=True, name="tests.chaos.tasks.plain", **TRIES)  # type: ignore[untyped-decorator]
 def plain(
     self: Any,
     before: Any = None,
@@ -73,7 +73,7 @@ def plain(
     return _perform(self, number, seconds, gate, how, until)
 
 
-@app.task(bind=True, name="tests.chaos.tasks.idempotent", **TRIES)
+@app.task(bind=True, name="tests.chaos.tasks.idempotent", **TRIES)  # type: ignore[untyped-decorator]
 def idempotent(
     self: Any, before: Any = None, *, number: int, key: str, seconds: float = 0.0, gate: str = "", how: str = "fine",
     until: int = 99,
@@ -82,7 +82,7 @@ def idempotent(
     return _perform(self, number, seconds, gate, how, until)
 
 
-@app.task(bind=True, name="tests.chaos.tasks.limited", soft_time_limit=1.0, time_limit=2.0, **TRIES)
+@app.task(bind=True, name="tests.chaos.tasks.limited", soft_time_limit=1.0, time_limit=2.0, **TRIES)  # type: ignore[untyped-decorator]
 def limited(
     self: Any,
     before: Any = None,
@@ -97,7 +97,7 @@ def limited(
     return _perform(self, number, seconds, gate, how, until)
 
 
-@app.task(bind=True, name="tests.chaos.tasks.transactional", **TRIES)
+@app.task(bind=True, name="tests.chaos.tasks.transactional", **TRIES)  # type: ignore[untyped-decorator]
 def transactional(
     self: Any, before: Any = None, *, number: int, seconds: float = 0.0, gate: str = "", how: str = "fine",
     until: int = 99, pause: float = 0.0,

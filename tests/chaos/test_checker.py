@@ -16,7 +16,7 @@ from tests.chaos.checker import Change, Evidence, JobRow, Verdict
 from tests.chaos.ledger import Asked, Intake, Line
 
 SECOND = 1_000_000_000
-CLAIM = {"old_state": "reserved", "new_state": "running"}
+CLAIM: Any = {"old_state": "reserved", "new_state": "running"}
 
 
 def asked(number: int, **how: Any) -> Asked:
@@ -235,7 +235,7 @@ def late(change: Change) -> int:
     return checker.judge(evidence).late_writes
 
 
-HELD = {"old_state": "running", "old_token": "t2", "old_pid": 200, "old_attempt": 2, "new_attempt": 2}
+HELD: Any = {"old_state": "running", "old_token": "t2", "old_pid": 200, "old_attempt": 2, "new_attempt": 2}
 
 
 def test_a_completion_by_its_holder_is_in_time() -> None:
