@@ -132,7 +132,7 @@ class Conductor:
 
     def resign(self) -> None:
         """Give the office up, so that another copy need not wait for the lease."""
-        with suppress(Error):
+        with suppress(Error), outage.bounded(lifecycle.database(), outage.LONGEST_PAUSE):
             Leader.objects.using(lifecycle.alias()).filter(office=OFFICE, holder=self.name).delete()
         connections[lifecycle.alias()].close()
 

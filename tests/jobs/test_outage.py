@@ -16,6 +16,7 @@ from django.db.transaction import TransactionManagementError
 
 from jobs import attempt as room
 from jobs import lifecycle, outage, rescue
+from jobs.conductor import Conductor
 from jobs.failures import Kind, by_default
 from jobs.models import Job
 from jobs.outage import Outage, bounded, busy, passing, pauses
@@ -365,6 +366,74 @@ def test_a_process_that_stood_still_does_not_take_that_for_the_servers_silence()
 def test_a_project_that_names_no_time_outs_gets_ours(given: dict[str, Any], kept: dict[str, Any]) -> None:
     outage.hurry(given)
     assert given == kept
+
+
+# --- The conductor -----------------------------------------------------------------------------------
+
+
+class Rounds:
+    """As many rounds as told, without waiting; the pauses that were asked for are kept."""
+
+    def __init__(self, count: int) -> None:
+        self.left, self.pauses = count, list[float]()
+
+    def wait(self, pause: float) -> bool:
+        """Whether it is time to stop."""
+        self.pauses.append(pause)
+        self.left -= 1
+        return self.left < 0
+
+
+def conduct(monkeypatch: pytest.MonkeyPatch, rounds: int, chores: dict[str, Callable[[], int]]) -> Rounds:
+    """Run a conductor that leads, with these chores."""
+    conductor, flag = Conductor(), Rounds(rounds)
+    monkeypatch.setattr(Conductor, "chores", lambda self: [(name, 0.0, chore) for name, chore in chores.items()])
+    monkeypatch.setattr(Conductor, "lead", lambda self: True)
+    monkeypatch.setattr(conductor, "stopping", flag)
+    conductor.run()
+    return flag
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_conductor_without_a_database_comes_back_ever_less_often_and_says_so_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def away() -> int:
+        raise raised(InternalError("cannot execute UPDATE in a read-only transaction"), sqlstate="25006")
+
+    pauses = conduct(monkeypatch, 12, {"release": away}).pauses
+    assert max(pauses[1:4]) < 0.5
+    assert min(pauses[-4:]) >= 1.5
+    said = [record.getMessage() for record in caplog.records if record.name == "jobs.conductor"]
+    assert len(said) == 1
+    assert said[0].endswith("read-only transaction. The conductor waits for it.")
+
+
+@pytest.mark.django_db(transaction=True)
+def test_after_an_outage_the_conductor_lets_those_record_who_were_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+
+    def release() -> int:
+        done.append("release")
+        if len(done) == 1:
+            raise OperationalError("gone")
+        return 0
+
+    conduct(monkeypatch, 4, {"release": release, "rescue": lambda: done.append("rescue") or 0})
+    assert "rescue" not in done
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_chore_that_meets_a_deadlock_does_not_keep_the_others_from_their_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    done: list[str] = []
+
+    def deadlocked() -> int:
+        raise raised(OperationalError("deadlock detected"), sqlstate="40P01")
+
+    conduct(monkeypatch, 1, {"release": deadlocked, "rescue": lambda: done.append("rescue") or 0})
+    assert done == ["rescue"]
 
 
 # --- Calls without a database -------------------------------------------------------------------------
