@@ -212,7 +212,7 @@ def _signature(spec: Spec) -> Any:
             members[0].link(members[1])
             return members[0]
         case "errlink":
-            members[0].link_error(members[1].clone(immutable=True))
+            members[0].link_error(members[1].set(immutable=True))
             return members[0]
     raise ValueError(f"There is no canvas {spec['canvas']!r}.")
 
