@@ -382,11 +382,12 @@ def connect(url: str) -> Any:
 def _job(row: Sequence[Any]) -> JobRow:
     identity, state, task, attempt, payload, letter, follows, replays, reason = row
     return JobRow(
-        _id(identity), state, task, attempt, _number(payload), letter is not None, _id(follows), _id(replays), reason
+        _id(identity), state, task, attempt, number_in(payload), letter is not None, _id(follows), _id(replays), reason
     )
 
 
-def _number(payload: str) -> int | None:
+def number_in(payload: str) -> int | None:
+    """The number of the job that has this payload, None for jobs of somebody else."""
     try:
         number = json.loads(payload)["kwargs"].get("number")
     except (ValueError, KeyError, TypeError, AttributeError):

@@ -65,10 +65,7 @@ class Process:
 
     def group(self) -> list[int]:
         """The pids of the process and of all below it."""
-        found, pairs = [self.pid], living()
-        for pid in found:
-            found += [child for child, parent in pairs if parent == pid]
-        return found
+        return [self.pid, *descendants(self.pid)]
 
     def signal(self, how: signal.Signals) -> None:
         """Send a signal to the process itself."""
@@ -120,6 +117,14 @@ class Process:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.kill()
             self.process.wait(10)
+
+
+def descendants(ancestor: int) -> list[int]:
+    """The pids of all processes below one."""
+    found, pairs = [ancestor], living()
+    for pid in found:
+        found += [child for child, parent in pairs if parent == pid]
+    return found[1:]
 
 
 def living() -> list[tuple[int, int]]:

@@ -50,13 +50,37 @@ class Line:
 
 def read_lines(path: Path) -> list[Line]:
     """The ledger, in the order of time. A torn last line (its writer was killed) is left out."""
-    found = []
-    for text in whole_lines(path):
-        words = text.split(" ")
-        if len(words) == 7:
-            what, number, job, attempt, pid, token, at = words
-            found.append(Line(what, int(number), job, int(attempt), int(pid), token, int(at)))
-    return sorted(found, key=lambda line: line.at)
+    return Reader(path).lines()
+
+
+class Reader:
+    """Reads a ledger that grows: each time only what is new."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._read = 0
+        self._lines: list[Line] = []
+
+    def lines(self) -> list[Line]:
+        """All lines so far, in the order of time."""
+        if not self.path.exists():
+            return []
+        with self.path.open("rb") as file:
+            file.seek(self._read)
+            whole, newline, _ = file.read().rpartition(b"\n")
+        if newline:
+            self._read += len(whole) + 1
+            new = [line for text in whole.decode(errors="replace").split("\n") if (line := _line(text)) is not None]
+            self._lines = sorted([*self._lines, *new], key=lambda line: line.at)
+        return self._lines
+
+
+def _line(text: str) -> Line | None:
+    words = text.split(" ")
+    if len(words) != 7:
+        return None
+    what, number, job, attempt, pid, token, at = words
+    return Line(what, int(number), job, int(attempt), int(pid), token, int(at))
 
 
 def whole_lines(path: Path) -> Iterator[str]:

@@ -41,6 +41,7 @@ class Outcome:
     counts: dict[str, Any] = field(default_factory=dict)
     recovery_s: float | None = None
     measures: dict[str, Any] = field(default_factory=dict)
+    shortened: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     took_s: float = 0.0
     logs: str = ""
@@ -106,7 +107,7 @@ def conclude(stage: Stage, outcome: Outcome) -> None:
     verdict = judge(stage)
     outcome.counts = verdict.counts()
     outcome.problems += [*verdict.problems, *stage.problems]
-    outcome.measures = stage.measures
+    outcome.measures, outcome.shortened = stage.measures, stage.shortened
     outcome.recovery_s = None if stage.struck is None else round(stage.recovery_s, 2)
     if outcome.problems:
         outcome.logs = _last_words(stage)

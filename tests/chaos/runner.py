@@ -26,7 +26,7 @@ from rich.table import Table
 from project import processes
 from project.servers import PostgresServer, ServerUnavailable
 from tests.chaos import matrix, report, world
-from tests.chaos.children import ROOT
+from tests.chaos.children import ROOT, descendants
 from tests.chaos.matrix import Row, UnknownRow
 from tests.chaos.one import Interrupted, Outcome
 from tests.chaos.world import Options
@@ -242,7 +242,10 @@ class Run:
                 if outcome.status == status:
                     self.say(f"{words}: {outcome.row} {outcome.fault}: {outcome.why}")
         if o.quick:
-            self.say("QUICK shortened leases and job counts; it left out no row.")
+            shortened = [f"{x.row} ({', '.join(x.shortened)})" for x in outcomes if x.shortened]
+            self.say(f"QUICK left out no row; leases are {world.QUICK_LEASE:.0f} s instead of {world.LEASE:.0f} s.")
+            if shortened:
+                self.say(f"QUICK did less in rows {'; '.join(shortened)}.")
         failed = [str(outcome.row) for outcome in outcomes if outcome.status == "failed"]
         verdict = f"{len(failed)} rows failed: {', '.join(failed)}" if failed else "no row failed"
         self.say(f"{verdict}; {took:.0f} s; SEED={o.seed}; JSON: {os.path.relpath(path)}")
@@ -308,7 +311,11 @@ class Playing:
             self.process.send_signal(signal.SIGTERM)
 
     def end(self) -> None:
-        """Wait until the row has cleared its stage, or end it: the kernel then ends what it started."""
+        """Wait until the row has cleared its stage, or end it and all that it has started."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(PATIENCE)
+        below = [] if self.process.poll() is not None else descendants(self.process.pid)
         processes.end(self.process, signal.SIGTERM, 5)
+        for pid in below:  # also what is frozen, which hears of its parent's death only when it thaws
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)

@@ -21,7 +21,7 @@ from redis import Redis
 from project import processes
 from project.servers import Server, rabbitmq
 from project.servers.rabbitmq import RabbitmqServer
-from tests.chaos import ledger
+from tests.chaos import checker, ledger
 from tests.chaos.children import ROOT, Process
 from tests.chaos.ledger import Line, Run
 from tests.chaos.proxy import Proxy
@@ -57,10 +57,12 @@ class Stage:
         self.conductors: list[Process] = []
         self.beats: list[Process] = []
         self.measures: dict[str, Any] = {}
+        self.shortened: list[str] = []
         self.problems: list[str] = []
         self.struck: int | None = None
         self._recovery: float | None = None
         self._number = 0
+        self._reader = ledger.Reader(world.ledger)
         self._proxies: list[Proxy] = []
         self._servers: list[Server] = []
         self._producer_via: Sequence[Proxy] = ()
@@ -115,8 +117,15 @@ class Stage:
         return self.beats[-1]
 
     def scaled(self, usual: int, quick: int) -> int:
-        """How much of something: less when the row is to be short."""
+        """How much of something: less when the row is to be short, which is then told at the end of the run."""
+        if self.quick:
+            self.leave_out(f"{quick} instead of {usual}")
         return quick if self.quick else usual
+
+    def leave_out(self, words: str) -> None:
+        """Say what a short run of the row leaves out."""
+        if words not in self.shortened:
+            self.shortened.append(words)
 
     # --- Processes
 
@@ -207,6 +216,8 @@ class Stage:
         if wait:
             self.order(do="enqueue", specs=specs)
         else:
+            # Started by this thread: what a thread has started dies with it.
+            assert self.producer.running
             threading.Thread(target=self._try_order, kwargs={"do": "enqueue", "specs": specs}, daemon=True).start()
         return [member["number"] for spec in specs for member in spec["members"]]
 
@@ -389,7 +400,7 @@ class Stage:
     @property
     def lines(self) -> list[Line]:
         """The ledger as it is now."""
-        return ledger.read_lines(self.world.ledger)
+        return self._reader.lines()
 
     @property
     def runs(self) -> list[Run]:
@@ -400,7 +411,12 @@ class Stage:
         """How many jobs are in each state, by their rows."""
         if numbers is None:
             return Counter(dict(self.database.rows("SELECT state, count(*) FROM jobs_job GROUP BY state")))
-        return Counter(self.state(number) for number in numbers)
+        asked = ledger.read_intake(self.world.intake).asked
+        rows = self.database.rows("SELECT id, state, payload FROM jobs_job ORDER BY created_at DESC")
+        by_id = {str(job).replace("-", ""): state for job, state, _ in rows}
+        by_number = {checker.number_in(payload): state for _, state, payload in rows}
+        ids = {number: asked[number].job.replace("-", "") for number in numbers if number in asked}
+        return Counter(by_number.get(n) or by_id.get(ids.get(n, ""), "absent") for n in numbers)
 
     def state(self, number: int) -> str:
         """The state of one job; ``absent`` without a row."""

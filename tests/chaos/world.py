@@ -20,7 +20,7 @@ from project import processes
 from project.servers import PostgresServer, RedisServer, Server, ServerUnavailable
 from project.servers.rabbitmq import RabbitmqServer
 from tests.chaos import audit, checker, ledger
-from tests.chaos.children import ROOT, living
+from tests.chaos.children import ROOT, descendants
 from tests.chaos.matrix import Row
 
 SETTINGS = {"mainstay": "tests.chaos.settings", "celery": "tests.chaos.plain_settings"}
@@ -78,9 +78,7 @@ class Database:
 
     def freeze(self) -> None:
         """Stop the server and all its backends where they are."""
-        pairs, self._frozen = living(), [self.server.pid]
-        for pid in self._frozen:
-            self._frozen += [child for child, parent in pairs if parent == pid]
+        self._frozen = [self.server.pid, *descendants(self.server.pid)]
         for pid in self._frozen:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGSTOP)
