@@ -23,6 +23,8 @@ INSTALL: Final = "from jobs.celery import install; install(app)"
 
 # After so many seconds these brokers hand out a message again that is not acknowledged; Celery's defaults.
 REDELIVERS: Final = {"redis": 3600, "rediss": 3600, "sentinel": 3600, "valkey": 3600, "sqs": 1800}
+# Arguments of a queue with which RabbitMQ drops messages, or the queue, without being asked again.
+FORGETFUL: Final = ("x-expires", "x-max-length", "x-max-length-bytes", "x-message-ttl")
 JSON: Final = frozenset({"json", "application/json"})
 
 
@@ -140,6 +142,7 @@ def of_celery(app: Any) -> Iterator[CheckMessage]:
     yield from _content(app.conf)
     yield from _results(app.conf)
     yield from _routes(app)
+    yield from _forgetful_queues(app)
     yield from _default_priority(app.conf)
 
 
@@ -205,6 +208,25 @@ def _routes(app: Any) -> Iterator[CheckMessage]:
                 f"The route of {pattern!r} leads to an unknown queue {queue!r}: the call would be refused.",
                 f"Declare the queue, or use one of: {', '.join(sorted(known))}.",
                 "CELERY_TASK_ROUTES",
+            )
+
+
+def _forgetful_queues(app: Any) -> Iterator[CheckMessage]:
+    """Queues that RabbitMQ is told to empty or to delete by itself."""
+    if not _scheme(app.conf).startswith(("amqp", "pyamqp")):
+        return
+    for queue in app.conf.task_queues or ():
+        given = getattr(queue, "queue_arguments", None) or {}
+        reasons = [name for name in FORGETFUL if given.get(name) is not None]
+        reasons += ["auto_delete"] if getattr(queue, "auto_delete", False) else []
+        reasons += [] if getattr(queue, "durable", True) else ["durable=False"]
+        if reasons:
+            yield _warning(
+                "W010",
+                f"RabbitMQ may forget messages of the queue {_name(queue)!r} by itself ({', '.join(reasons)}): each "
+                "such job waits until its loss is noticed.",
+                "Declare it durable and without limits; what waits is kept in the database anyway.",
+                "CELERY_TASK_QUEUES",
             )
 
 
@@ -334,11 +356,15 @@ def _limits(app: Any, name: str, task: Any) -> Iterator[CheckMessage]:
 
 def _redelivers_after(given: Any) -> float | None:
     """The visibility timeout of the broker, in seconds; None where it has none."""
-    url = given.broker_write_url or given.broker_url or ""
-    scheme = str(url[0] if isinstance(url, list | tuple) and url else url).partition("://")[0].partition("+")[0]
+    scheme = _scheme(given)
     if scheme not in REDELIVERS:
         return None
     return float((given.broker_transport_options or {}).get("visibility_timeout", REDELIVERS[scheme]))
+
+
+def _scheme(given: Any) -> str:
+    url = given.broker_write_url or given.broker_url or ""
+    return str(url[0] if isinstance(url, list | tuple) and url else url).partition("://")[0].partition("+")[0]
 
 
 def _endless(name: str, task: Any) -> Iterator[CheckMessage]:

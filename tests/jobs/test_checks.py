@@ -13,6 +13,7 @@ from celery import Task as CeleryTask
 from django.core import checks as django_checks
 from django.core.checks import CheckMessage
 from django.test import override_settings
+from kombu import Queue
 
 from jobs import checks, declared, publisher
 from jobs.celery import install
@@ -273,6 +274,23 @@ def test_a_longer_visibility_timeout_allows_a_longer_limit(project: Project) -> 
 
 def test_a_broker_that_does_not_hand_out_again_allows_any_limit(project: Project) -> None:
     assert of_task(project(broker_url="amqp://127.0.0.1//"), time_limit=90_000) == set()
+
+
+@pytest.mark.parametrize(
+    ("queue", "expected"),
+    [
+        ({}, set()),
+        ({"queue_arguments": {"x-queue-type": "quorum"}}, set()),
+        ({"queue_arguments": {"x-message-ttl": 1000}}, {("jobs.W010", "CELERY_TASK_QUEUES")}),
+        ({"auto_delete": True}, {("jobs.W010", "CELERY_TASK_QUEUES")}),
+        ({"durable": False}, {("jobs.W010", "CELERY_TASK_QUEUES")}),
+    ],
+)
+def test_queues_that_rabbitmq_may_forget_are_warned_of(
+    project: Project, queue: dict[str, Any], expected: set[tuple[str, str]]
+) -> None:
+    app = project(broker_url="amqp://127.0.0.1//", task_queues=[Queue("default", **queue)])
+    assert found(checks.of_celery(app)) == expected
 
 
 def test_an_untracked_task_without_a_time_limit_is_warned_of(project: Project) -> None:
