@@ -1,15 +1,13 @@
 """RabbitMQ as the broker: whatever becomes of the node, its queues and its connections, every job completes."""
 
 import contextlib
-import json
-import os
-import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from amqp.exceptions import NotFound
 from celery import chain, chord
 from django.db import transaction
 
@@ -19,10 +17,9 @@ from jobs.publisher import Publisher
 from jobs.states import State
 from project.celery import app
 from project.queues import NAMES, Kind, queues
-from project.servers import RabbitmqServer, ServerUnavailable, rabbitmq_server
+from project.servers import RabbitmqServer
 from project.servers.rabbitmq import connected
-from tests.children import Child, outlived
-from tests.conftest import started
+from tests.children import outlived
 from tests.platform import Platform, fresh
 from tests.sample.tasks import add, collect, misbehave, note, patient, total
 
@@ -44,6 +41,14 @@ def forget_queues(url: str) -> None:
     with connected(url) as connection:
         for name in (*NAMES, MARKER):
             connection.channel().queue_delete(name)
+
+
+def empty_queues(url: str) -> None:
+    """Remove the messages of the project's queues, as far as they are there."""
+    with connected(url) as connection:
+        for name in (*NAMES, MARKER):
+            with contextlib.suppress(NotFound):
+                connection.channel().queue_purge(name)
 
 
 def depth(url: str, queue: str = "default") -> int:
@@ -108,20 +113,26 @@ def node(rabbitmq_node: RabbitmqServer) -> Iterator[RabbitmqServer]:
 
 
 @pytest.fixture
-def sending(node: RabbitmqServer, kind: Kind, platform_on: Any, committed: None) -> Iterator[RabbitmqServer]:
-    """The node, empty; this process sends to it."""
-    platform_on(node.url, kind)
-    forget_queues(node.url)
-    with sending_to(node.url, kind):
+def url(node: RabbitmqServer, kind: Kind) -> str:
+    """The address of the virtual host for queues of this kind, empty."""
+    url = node.virtual_host(kind)
+    empty_queues(url)
+    return url
+
+
+@pytest.fixture
+def sending(url: str, node: RabbitmqServer, kind: Kind, committed: None) -> Iterator[RabbitmqServer]:
+    """The node; this process sends to it."""
+    with sending_to(url, kind):
         yield node
 
 
 @pytest.fixture
 def platform(
-    request: pytest.FixtureRequest, sending: RabbitmqServer, kind: Kind, platform_on: Any
+    request: pytest.FixtureRequest, sending: RabbitmqServer, url: str, kind: Kind, platform_on: Any
 ) -> Platform:
     """A worker and a conductor on the node."""
-    return begun(request, platform_on(sending.url, kind))
+    return begun(request, platform_on(url, kind))
 
 
 def begun(request: pytest.FixtureRequest, platform: Platform) -> Platform:
@@ -157,9 +168,11 @@ def test_a_job_lives_its_whole_life_on_rabbitmq(
     request: pytest.FixtureRequest, rabbitmq: Any, kind: Kind, pool: str, platform_on: Any, committed: None,
     completed: Completed,
 ) -> None:  # fmt: skip
-    platform = platform_on(rabbitmq.url, kind, pool)
-    forget_queues(rabbitmq.url)
-    with sending_to(rabbitmq.url, kind):
+    ours = isinstance(rabbitmq, RabbitmqServer)
+    url = rabbitmq.virtual_host(kind) if ours else rabbitmq.url
+    platform = platform_on(url, kind, pool)
+    empty_queues(url) if ours else forget_queues(url)
+    with sending_to(url, kind):
         begun(request, platform)
         plain, retried = add.delay(1, 2), misbehave.delay("transient", until=2)
         delayed, late = add.apply_async((1, 2), countdown=1), note.apply_async(("never",), countdown=60)
@@ -174,16 +187,16 @@ def test_a_job_lives_its_whole_life_on_rabbitmq(
         assert not Job.objects.filter(reason__contains="lost").exists()
 
 
-def test_what_a_transaction_enqueues_goes_out_with_its_commit_or_never(sending: RabbitmqServer) -> None:
+def test_what_a_transaction_enqueues_goes_out_with_its_commit_or_never(
+    sending: RabbitmqServer, url: str, platform_on: Any, kind: Kind
+) -> None:
+    platform_on(url, kind).stop()
     with transaction.atomic():
         note.delay("committed")
         with contextlib.suppress(RuntimeError), transaction.atomic():
             note.delay("rolled back")
             raise RuntimeError
-        assert not Job.objects.filter(finished_at__isnull=False).exists()
-        with pytest.raises(Exception, match="NOT_FOUND"):
-            depth(sending.url)
-    assert depth(sending.url) == 1
+    assert depth(url) == 1
 
 
 # --- The node dies, stops, hangs --------------------------------------------------------------------
@@ -207,7 +220,9 @@ def test_waiting_jobs_complete_once_although_the_node_is_killed(
         f"waiting {n}" for n in range(11)
     )
     assert {fresh(job).attempt for job in running} == {1}
-    assert platform.worker and platform.worker.running and platform.worker.pid == pid
+    assert platform.worker
+    assert platform.worker.running
+    assert platform.worker.pid == pid
 
 
 @pytest.mark.parametrize("kind", ["classic", "quorum"])
@@ -253,7 +268,6 @@ def test_jobs_complete_after_the_node_was_frozen(
     gate.touch()
     completed(running)
     meanwhile = note.delay("meanwhile")
-    wait_until(lambda: platform.conductor and "The worker could not" not in platform.conductor.log, timeout=1)
     sending.thaw()
     completed(meanwhile, note.delay("afterwards"), timeout=60)
     assert platform.worker
@@ -296,11 +310,13 @@ def test_enqueue_stays_bounded_during_an_alarm_and_the_jobs_run_afterwards(
 
 @pytest.mark.parametrize("kind", ["classic", "quorum"])
 def test_jobs_complete_although_their_queue_was_purged(
-    sending: RabbitmqServer, kind: Kind, request: pytest.FixtureRequest, platform_on: Any, completed: Completed
-) -> None:
-    platform = platform_on(sending.url, kind)
+    sending: RabbitmqServer, url: str, kind: Kind, request: pytest.FixtureRequest, platform_on: Any,
+    completed: Completed,
+) -> None:  # fmt: skip
+    platform = platform_on(url, kind)
+    platform.stop()
     waiting = [note.delay(f"waiting {n}") for n in range(10)]
-    with connected(sending.url) as connection:
+    with connected(url) as connection:
         assert connection.channel().queue_purge("default") == 10
     begun(request, platform)
     completed(*waiting)
@@ -308,26 +324,27 @@ def test_jobs_complete_although_their_queue_was_purged(
 
 
 def test_jobs_complete_although_their_queue_was_deleted(
-    sending: RabbitmqServer, request: pytest.FixtureRequest, platform_on: Any, kind: Kind, completed: Completed
-) -> None:
-    platform = platform_on(sending.url, kind)
+    sending: RabbitmqServer, url: str, request: pytest.FixtureRequest, platform_on: Any, kind: Kind,
+    completed: Completed,
+) -> None:  # fmt: skip
+    platform = platform_on(url, kind)
     platform.stop()
     lost = note.delay("lost")
-    forget_queues(sending.url)
+    forget_queues(url)
     found = note.delay("found")
-    assert depth(sending.url) == 1
+    assert depth(url) == 1
     begun(request, platform)
     completed(lost, found)
     assert sorted(platform.witness.lines) == ["found", "lost"]
 
 
 def test_a_worker_survives_that_its_queue_is_deleted(
-    platform: Platform, sending: RabbitmqServer, completed: Completed, wait_until: WaitUntil, tmp_path: Path
+    platform: Platform, url: str, completed: Completed, wait_until: WaitUntil, tmp_path: Path
 ) -> None:
     gate = tmp_path / "gate"
     running = patient.delay(str(gate))
     wait_until(lambda: fresh(running).state == State.RUNNING)
-    forget_queues(sending.url)
+    forget_queues(url)
     gate.touch()
     completed(running, note.delay("after"), timeout=60)
     assert platform.worker
@@ -347,3 +364,128 @@ def test_a_worker_survives_that_all_connections_are_closed(
     assert fresh(running).attempt == 1
     assert platform.worker
     assert platform.worker.running
+
+
+# --- The node ends what takes long --------------------------------------------------------------------
+
+
+@pytest.fixture
+def impatient(node: RabbitmqServer) -> Iterator[None]:
+    """The node closes the channel of whoever does not acknowledge a message within a second."""
+    set_env = "application:set_env(rabbit, {}, {})".format
+    node.control("eval", f"{set_env('consumer_timeout', 1000)}, {set_env('channel_tick_interval', 500)}.")
+    yield
+    node.control("eval", f"{set_env('consumer_timeout', 1800000)}, {set_env('channel_tick_interval', 60000)}.")
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+@pytest.mark.parametrize("kind", ["classic", "quorum"])
+def test_a_worker_survives_that_a_long_job_outlasts_the_consumer_timeout(
+    impatient: None, sending: RabbitmqServer, url: str, kind: Kind, pool: str, platform_on: Any,
+    request: pytest.FixtureRequest, completed: Completed, wait_until: WaitUntil, tmp_path: Path,
+) -> None:  # fmt: skip
+    platform = platform_on(url, kind, pool)
+    platform.stop()
+    begun(request, platform)
+    gate = tmp_path / "gate"
+    running = patient.delay(str(gate))
+    wait_until(lambda: platform.worker and platform.worker.log.count("PRECONDITION_FAILED") >= 1, timeout=30)
+    other = note.delay("meanwhile")
+    completed(other)
+    gate.touch()
+    completed(running, note.delay("afterwards"))
+    assert fresh(running).attempt == 1
+    assert [line for line in platform.witness.lines if line.startswith("start:")] == [f"start:{gate}"]
+    assert platform.worker
+    assert platform.worker.running
+    platform.stop()
+
+
+@pytest.mark.parametrize("kind", ["quorum"])
+def test_a_job_completes_although_its_message_reached_the_delivery_limit(
+    sending: RabbitmqServer, url: str, kind: Kind, platform_on: Any, request: pytest.FixtureRequest,
+    completed: Completed,
+) -> None:  # fmt: skip
+    sending.control("set_policy", "-p", kind, "--apply-to", "queues", "limit", "default", '{"delivery-limit": 1}')
+    try:
+        platform = begun(request, platform_on(url, kind))
+        completed(note.delay("the queue is there"))
+        platform.stop()
+        job = note.delay("given up by the broker")
+        with connected(url) as connection:
+            channel = connection.channel()
+            for _ in range(2):
+                message = channel.basic_get("default")
+                channel.basic_reject(message.delivery_tag, requeue=True)
+        assert depth(url) == 0
+        begun(request, platform)
+        completed(job)
+    finally:
+        sending.control("clear_policy", "-p", kind, "limit")
+
+
+def test_a_killed_workers_prefetch_is_handed_out_again_at_once(
+    sending: RabbitmqServer, url: str, kind: Kind, platform_on: Any, request: pytest.FixtureRequest,
+    completed: Completed, wait_until: WaitUntil, tmp_path: Path,
+) -> None:  # fmt: skip
+    platform = begun(request, platform_on(url, kind))
+    gate = tmp_path / "gate"
+    running = [patient.delay(str(gate)) for _ in range(2)]
+    wait_until(lambda: Job.objects.filter(state=State.RUNNING).count() == 2)
+    waiting = note.delay("prefetched or waiting")
+    assert platform.worker
+    children = platform.worker.children()
+    platform.worker.kill()
+    assert not outlived(children)
+    began = time.monotonic()
+    begun(request, platform)
+    completed(waiting, timeout=10)
+    assert time.monotonic() - began < 10
+    gate.touch()
+    completed(*running)
+    assert {fresh(job).attempt for job in running} == {2}
+
+
+# --- Order, permissions, declarations -------------------------------------------------------------------
+
+
+def test_more_urgent_jobs_leave_the_queue_first(
+    sending: RabbitmqServer, url: str, kind: Kind, platform_on: Any, request: pytest.FixtureRequest,
+    completed: Completed,
+) -> None:  # fmt: skip
+    platform = platform_on(url, kind, "solo")
+    platform.stop()
+    jobs = [note.apply_async((name,), priority=name) for name in ("low", "normal", "high", "critical")]
+    begun(request, platform)
+    completed(*jobs)
+    # A job that is more urgent than one in the queue may have come when its message did not yet lie there.
+    assert platform.witness.lines == ["critical", "high", "normal", "low"]
+    platform.stop()
+
+
+def test_jobs_wait_while_the_broker_refuses_our_user(
+    platform: Platform, sending: RabbitmqServer, kind: Kind, completed: Completed
+) -> None:
+    sending.control("set_permissions", "-p", kind, "guest", "nothing", "nothing", "nothing")
+    try:
+        sending.control("close_all_connections", "test")
+        refused: list[Any] = []
+        assert took(lambda: refused.append(note.delay("refused"))) < 2.5
+        assert fresh(refused[0]).state == State.PENDING
+        assert "ACCESS_REFUSED" in fresh(refused[0]).reason
+    finally:
+        sending.control("set_permissions", "-p", kind, "guest", ".*", ".*", ".*")
+    completed(*refused, timeout=60)
+    assert platform.worker
+    assert platform.worker.running
+
+
+def test_enqueue_works_where_the_queue_was_declared_otherwise(
+    sending: RabbitmqServer, url: str, platform_on: Any
+) -> None:
+    platform_on(url, "classic").stop()
+    add.delay(1, 1)
+    with sending_to(url, "quorum"):
+        assert fresh(add.delay(1, 2)).state == State.RESERVED
+    assert depth(url) == 2
+    forget_queues(url)
