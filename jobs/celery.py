@@ -57,7 +57,7 @@ def install(app: Any) -> Any:
         return app
     _refuse_a_second(app)
     app.mainstay_installed = True
-    app.add_defaults(DEFAULTS)
+    _put_behind_the_projects_own(app)
     if not app._custom_task_cls_used:
         app.task_cls = TASK_CLASS
         app._custom_task_cls_used = True
@@ -76,6 +76,18 @@ def install(app: Any) -> Any:
     signals.task_prerun.connect(_mend_connections, weak=False, dispatch_uid="mainstay")
     signals.task_postrun.connect(_mend_connections, weak=False, dispatch_uid="mainstay")
     return app
+
+
+def _put_behind_the_projects_own(app: Any) -> None:
+    """Take our defaults where the project says nothing; Celery's ``add_defaults`` would overrule its settings."""
+
+    def put(source: Any, **_: Any) -> None:
+        source.maps.insert(len(source.maps) - 1, DEFAULTS)
+
+    if app.configured:
+        put(app.conf)
+    else:
+        app.on_after_configure.connect(put, weak=False)
 
 
 def _refuse_a_second(app: Any) -> None:

@@ -29,6 +29,19 @@ def test_a_second_app_is_refused_and_the_first_keeps_its_jobs() -> None:
     assert not hasattr(second, "mainstay_installed")
 
 
+@pytest.mark.parametrize("configured", [False, True])
+def test_what_the_project_sets_itself_wins_over_our_defaults(
+    monkeypatch: pytest.MonkeyPatch, configured: bool
+) -> None:
+    monkeypatch.setattr(publisher, "_in_use", None)
+    own = Celery("own", set_as_current=False)
+    own.config_from_object({"worker_prefetch_multiplier": 7})
+    if configured:
+        assert own.conf.worker_prefetch_multiplier == 7
+    install(own)
+    assert (own.conf.worker_prefetch_multiplier, own.conf.worker_soft_shutdown_timeout) == (7, 25.0)
+
+
 def test_the_worker_and_the_beat_of_an_app_without_mainstay_are_plain_celery() -> None:
     plain = Celery("plain", set_as_current=False)
 
