@@ -43,7 +43,7 @@ Act = Callable[[], Any]
 PLANS = st.lists(
     st.lists(st.tuples(st.sampled_from([
         "deliver", "deliver", "end", "end", "die", "heartbeat", "rescue", "cancel", "replay", "resolve", "release",
-        "force_cancel", "expire", "call with a key", "make due", "pause and resume",
+        "force_cancel", "expire", "call with a key", "call a chord", "make due", "pause and resume",
     ]), st.integers(0, 5)), min_size=1, max_size=3),
     min_size=2, max_size=6,
 )  # fmt: skip
@@ -133,6 +133,7 @@ class Scene:
             "replay": lambda: self.on_letter(replay.replay), "resolve": lambda: self.on_letter(replay.resolve),
             "release": reconcile.release, "force_cancel": rescue.force_cancel, "expire": control.expire,
             "call with a key": lambda: [Unfinished, Hourly, Ever][which % 3].delay("a"),
+            "call a chord": lambda: self.call("chord"),
             "make due": lambda: control.retry(job_id, by="person"), "pause and resume": self.pause_and_resume,
         }  # fmt: skip
         try:

@@ -14,6 +14,7 @@ from uuid import UUID
 import pytest
 from celery import chain, chord
 from django.db import connection
+from django.db.models import Q
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     Bundle,
@@ -86,6 +87,13 @@ class Platform(RuleBasedStateMachine):
             self.enter_chord(chord_of)
 
         return self.entering(act)
+
+    @initialize(target=runners)
+    def begin_to_run(self) -> Any:
+        """Somebody runs a job that has a key, which others will want too."""
+        job_id = UUID(bodies.Unfinished.delay("a").id)
+        self.look()
+        return self.arrives(job_id)
 
     # --- What goes in ---
 
@@ -225,19 +233,32 @@ class Platform(RuleBasedStateMachine):
     # --- People ---
 
     @precondition(lambda self: self.in_state(*UNFINISHED))
-    @rule(target=jobs, job=jobs)
-    def cancel(self, job: UUID) -> Entered:
-        return self.entering(lambda: refusable(lambda: control.cancel(job, reason="not wanted", by="person")))
+    @rule(target=jobs, which=WHICH)
+    def cancel_unfinished(self, which: int) -> Entered:
+        job = chosen(self.in_state(*UNFINISHED), which)
+        return self.entering(lambda: control.cancel(job.pk, reason="not wanted", by="person"))
 
-    @precondition(lambda self: any(job.due_at for job in self.in_state(*WAITING)))
+    @precondition(lambda self: self.in_state(State.RUNNING))
+    @rule(which=WHICH)
+    def cancel_running(self, which: int) -> None:
+        control.cancel(chosen(self.in_state(State.RUNNING), which).pk, reason="not wanted", by="person")
+
     @rule(job=jobs)
-    def make_due(self, job: UUID) -> None:
-        refusable(lambda: control.retry(job, by="person"))
+    def cancel_any(self, job: UUID) -> None:
+        finished = job not in self.world.jobs or self.world.jobs[job].finished
+        if finished:
+            with pytest.raises(Refused):
+                control.cancel(job, reason="not wanted", by="person")
+
+    @precondition(lambda self: self.in_state(*WAITING))
+    @rule(which=WHICH)
+    def make_due(self, which: int) -> None:
+        refusable(lambda: control.retry(chosen(self.in_state(*WAITING), which).pk, by="person"))
 
     @precondition(lambda self: not self.paused)
-    @rule(task=st.sampled_from([step.name, bodies.Unfinished.name, gather.name]))
-    def pause(self, task: str) -> None:
-        control.pause(task=task, reason="a deploy", by="person")
+    @rule(what=st.sampled_from([{"task": step.name}, {"queue": "default"}]))
+    def pause(self, what: dict[str, str]) -> None:
+        control.pause(**what, reason="a deploy", by="person")
 
     @precondition(lambda self: self.paused)
     @rule(target=jobs)
@@ -249,6 +270,19 @@ class Platform(RuleBasedStateMachine):
     def replay_letter(self, which: int) -> Entered:
         letter = chosen(self.open_letters(), which)
         return self.entering(lambda: refusable(lambda: replay.replay(letter.pk, by="person", reason="repaired")))
+
+    @precondition(lambda self: self.open_letters() and not self.paused)
+    @rule(target=jobs, which=WHICH)
+    def replay_letter_and_it_completes(self, which: int) -> Entered:
+        letter = chosen(self.open_letters(), which)
+        replays: list[Job] = []
+
+        def act() -> None:
+            refusable(lambda: replays.append(replay.replay(letter.pk, by="person", reason="repaired")))
+            if replays and replays[0].pk in self.bag.waiting:
+                self.end_next("return", self.bag.waiting.index(replays[0].pk))
+
+        return self.entering(act)
 
     @precondition(lambda self: self.open_letters())
     @rule(which=WHICH, close=st.sampled_from([replay.resolve, replay.discard]))
@@ -377,7 +411,7 @@ class Platform(RuleBasedStateMachine):
         job = lifecycle.seen(job_id)
         if job is None or job.state != State.RESERVED:
             return False
-        paused = Pause.objects.filter(kind="task", name=job.task).exists()
+        paused = Pause.objects.filter(Q(kind="task", name=job.task) | Q(kind="queue", name=job.queue)).exists()
         expired = job.expires_at is not None and job.expires_at <= lifecycle.database_now()
         return not paused and not expired
 
@@ -435,4 +469,4 @@ def bag(transactional_db: None) -> Iterator[Bag]:
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_every_promise_is_kept_whatever_happens_to_a_few_jobs(bag: Bag) -> None:
-    explore(Platform, examples=60, steps=40)
+    explore(Platform, examples=80, steps=40)
