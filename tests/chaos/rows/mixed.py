@@ -223,9 +223,7 @@ EACH = 5  # schedules in one row
 
 def _random_row(number: int) -> Callable[[Stage], None]:
     def random_schedules(stage: Stage) -> None:
-        chosen = range(1 if stage.quick else EACH)
-        stage.measure(schedules=f"{len(chosen)} of {EACH}")
-        for index in chosen:
+        for index in range(stage.scaled(EACH, 1)):
             schedules.play(stage, index)
 
     random_schedules.__name__ = f"random_schedules_{number}"
