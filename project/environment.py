@@ -89,8 +89,10 @@ def queue_kind(environ: Mapping[str, str] = os.environ) -> Literal["classic", "q
     'quorum'
     """
     kind = environ.get("RABBITMQ_QUEUES") or "classic"
-    if kind == "classic" or kind == "quorum":
-        return kind
+    if kind == "classic":
+        return "classic"
+    if kind == "quorum":
+        return "quorum"
     raise ImproperlyConfigured(f"RABBITMQ_QUEUES={kind!r} is not a kind of queue. Set it to classic or quorum.")
 
 
