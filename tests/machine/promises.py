@@ -16,7 +16,7 @@ from jobs import payload
 from jobs.models import Attempt, FanIn, Job, Key
 from jobs.states import FINAL, MOVES, UNFINISHED, WAITING, State
 from tests.machine import ledger
-from tests.machine.bodies import Book
+from tests.machine.bodies import Book, mourn, then
 from tests.machine.ledger import Change
 
 
@@ -231,6 +231,14 @@ def the_next_of_a_chain_enters_with_the_end_of_the_one_before(world: World, memo
                 assert (after in memory.entered) == any(job.state == State.COMPLETED for job in line), line
 
 
+def what_is_linked_enters_once_with_the_end(world: World, memory: Memory) -> None:
+    children = Counter((job.parent_id, job.task) for job in world.jobs.values())
+    for job in world.jobs.values():
+        if '"links":[{' in job.canvas and not memory.pruned:
+            assert children[job.pk, then.name] == (job.state == State.COMPLETED), job.state
+            assert children[job.pk, mourn.name] == (job.state in (State.FAILED, State.CANCELLED)), job.state
+
+
 def a_chord_counts_each_member_once(world: World, memory: Memory) -> None:
     for chord in memory.chords:
         settled, completed = memory.settled[chord.fanin], memory.completed[chord.fanin]
@@ -289,6 +297,7 @@ OF_WORLDS: list[Callable[[World, Memory], None]] = [
     a_reserved_job_was_sent,
     a_follower_settles_as_its_owner,
     the_next_of_a_chain_enters_with_the_end_of_the_one_before,
+    what_is_linked_enters_once_with_the_end,
     a_chord_counts_each_member_once,
     a_chord_releases_its_body_once_when_all_members_completed,
     a_transactional_task_has_its_effect_once_and_only_if_it_completed,
