@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from jobs import lifecycle
-from jobs.models import Attempt, Job
+from jobs import lifecycle, shown
+from jobs.masking import mask
+from jobs.models import Attempt, Checkpoint, Job
 from jobs.states import MEANING, Priority, State
 from jobs.views import job_of
 
 MOST_ATTEMPTS = 50
+MOST_CHECKPOINTS = 50
 
 
 def short(job: Job) -> dict[str, Any]:
@@ -47,6 +49,7 @@ def whole(job: Job) -> dict[str, Any]:
         **{name: iso(getattr(job, name)) for name in times},
         **{name: str(getattr(job, name) or "") or None for name in ids},
         "attempts": attempts(job),
+        "checkpoints": checkpoints(job),
         "dead_letter": letter(job),
     }
 
@@ -58,6 +61,18 @@ def attempts(job: Job) -> list[dict[str, Any]]:
     if job.attempt and (not recorded or recorded[-1]["number"] < job.attempt):
         recorded.append(_last(job))
     return recorded
+
+
+def checkpoints(job: Job) -> list[dict[str, Any]]:
+    """The latest checkpoints, oldest first."""
+    rows = Checkpoint.objects.using(lifecycle.alias()).filter(job_id=job.pk).order_by("-written_at", "-id")
+    return [
+        {
+            "name": row.name, "kind": row.kind, "value": mask({row.name: shown.loaded(row.value)})[row.name],
+            "attempt": row.attempt or None, "written_at": iso(row.written_at),
+        }
+        for row in reversed(rows[:MOST_CHECKPOINTS])
+    ]  # fmt: skip
 
 
 def _recorded(row: Attempt) -> dict[str, Any]:

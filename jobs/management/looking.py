@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from argparse import ArgumentParser
 from collections.abc import Iterable, Mapping
 from datetime import datetime
@@ -16,6 +17,7 @@ from jobs.management.rendering import Column, Paper
 from jobs.management.verbs import Verb, numbered
 from jobs.masking import mask
 from jobs.models import Job
+from jobs.payload import shorten
 from jobs.states import MEANING, Priority, State
 
 AN_ID = "0192f0c1-7a55-7c3e-9a55-0d4c6b1f2e3a"
@@ -42,6 +44,9 @@ TIMELINE = (
     Column("reason"),
     Column("error"),
 )
+CHECKPOINTS = (
+    Column("name"), Column("kind"), Column("value"), Column("attempt", right=True), Column("kept", whole=True),
+)  # fmt: skip
 
 
 class List(Verb):
@@ -104,6 +109,9 @@ class Show(Verb):
                 self.paper.heading(heading)
                 self.paper.line(text)
         show_timeline(self.paper, documents.attempts(job))
+        if kept := documents.checkpoints(job):
+            self.paper.heading("checkpoints")
+            self.paper.table(CHECKPOINTS, (_checkpoint(each) for each in kept))
         if job.traceback:
             self.paper.heading("traceback")
             self.paper.line(job.traceback.rstrip())
@@ -202,6 +210,11 @@ def show_timeline(paper: Paper, attempts: Iterable[Mapping[str, Any]]) -> None:
     if rows:
         paper.heading("attempts")
         paper.table(TIMELINE, rows)
+
+
+def _checkpoint(each: Mapping[str, Any]) -> tuple[object, ...]:
+    value = shorten(each["value"] if isinstance(each["value"], str) else json.dumps(each["value"]), 80)
+    return each["name"], each["kind"], value, each["attempt"] or "another job's", _time(each["written_at"])
 
 
 def _attempt(each: Mapping[str, Any]) -> tuple[object, ...]:

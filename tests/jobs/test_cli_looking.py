@@ -6,7 +6,7 @@ from uuid import uuid4
 import pytest
 from django.utils import timezone
 
-from jobs.models import Job, Pause
+from jobs.models import Checkpoint, Job, Pause
 from tests.jobs.admin.rows import attempt, job, letter
 from tests.jobs.cli import run
 
@@ -107,6 +107,21 @@ def test_a_job_is_shown_with_its_attempts_and_its_error() -> None:
     assert "GatewayBusy is transient" in out
     assert "shop.Busy: 503" in out
     assert "Traceback …" in out
+
+
+def test_a_job_is_shown_with_its_checkpoints_and_their_secrets_hidden() -> None:
+    running = job("running", attempt=2)
+    for name, kind, value, number in (("rows", "cursor", "12500", 2), ("login", "step", '{"token":"tok_4711"}', 0)):
+        kept = {"name": name, "kind": kind, "value": value, "attempt": number, "written_at": timezone.now()}
+        Checkpoint.objects.create(job=running, **kept)
+    out = run("jobs", "show", running.pk).out
+    assert "12500" in out
+    assert "another job's" in out
+    assert "tok_4711" not in out
+    shown = run("jobs", "show", running.pk, "--json").json["checkpoints"]
+    assert [(each["name"], each["kind"], each["value"], each["attempt"]) for each in shown] == [
+        ("rows", "cursor", 12500, 2), ("login", "step", {"token": "••••••"}, None),
+    ]  # fmt: skip
 
 
 def test_the_attempt_that_completed_is_read_off_the_job() -> None:

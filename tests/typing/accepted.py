@@ -72,3 +72,21 @@ def export(self: IdempotentTask, page: int) -> str:
 
 assert_type(export.delay(3).get(), str)
 assert_type(export.delay(page=3).ready(), bool)
+
+
+def charge(order_id: int, *, token: str) -> str:
+    """What a step calls."""
+    return f"{order_id} {token}"
+
+
+class Settle(IdempotentTask):
+    """A body with steps and a cursor: each has the type of its function, or of where it starts."""
+
+    key = "settle:{order_id}"
+
+    def run(self, order_id: int) -> str:
+        assert_type(self.step("charge", charge, order_id, token=self.idempotency_token_for("charge")), str)
+        assert_type(self.atomic_step("book", charge, order_id, token=""), str)
+        with self.advance("rows", self.cursor("rows", 0) + 1):
+            pass
+        return self.cursor("name", "")

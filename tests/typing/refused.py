@@ -66,3 +66,17 @@ def bound(self: Task, page: int) -> int:
 bound.delay()  # refused
 bound.delay("three")  # refused
 bound.delay(None, 3)  # refused
+
+
+class Settle(Task):
+    """A body with steps."""
+
+    def run(self, order_id: int) -> None:
+        self.step("add", add, "one")  # refused
+        self.step("add")  # refused
+        self.atomic_step("add", add, 1, c=2)  # refused
+        self.charge(self.step("add", add, 1))  # refused
+        self.charge(self.cursor("rows", 0))  # refused
+
+    def charge(self, reference: str) -> None:
+        """What takes a text."""
