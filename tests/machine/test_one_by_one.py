@@ -383,7 +383,9 @@ class Platform(RuleBasedStateMachine):
         self.excuse(runner, end)
         finish(runner, end)
         now = Job.objects.get(pk=runner.job.pk)
-        may = MAY_BECOME[end] | ({State.CANCELLED} if stops else set())
+        may = MAY_BECOME[end]
+        if stops and end not in ("shut down", "replace"):
+            may = may - WAITING | {State.CANCELLED}
         assert now.state in may, (end, now.state, now.reason)
 
     def excuse(self, runner: Runner, end: str) -> None:
