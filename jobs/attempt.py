@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -137,6 +138,8 @@ def run(task: Any, job: Job, says: Declaration, leased: float) -> Outcome:
             if isinstance(error, WorkerShutdown | WorkerTerminate):
                 hand_back(job)
                 raise
+            if by_sigterm(error):
+                raise  # the worker's main process knows whether it was told to stop too, and acts
             outcome = Raised(_told(error, watched))
     return outcome
 
@@ -275,6 +278,11 @@ def _for_celery(error: BaseException, decision: Decision) -> BaseException:
     if isinstance(error, MemoryError | Ignore | Reject | Retry) or not isinstance(error, Exception):
         return JobFailed(f"{type(error).__name__}: {error}")
     return error
+
+
+def by_sigterm(error: BaseException) -> bool:
+    """Whether the pool's child was told to end by a signal: that is how billiard says so."""
+    return isinstance(error, SystemExit) and error.code == signal.SIGTERM - 256
 
 
 def hand_back(job: Job) -> bool:

@@ -125,12 +125,12 @@ class Drain:
         end.daemon = True
         end.start()
         if _pool(self._instance) == "prefork":
-            hand_back(self._instance.hostname, _kill_children(self._instance))
+            _hand_back_now(self._instance.hostname, _kill_children(self._instance))
             return
         self._interrupt_bodies()
         if heartbeat.held_here():
             # They cannot be ended alone: fenced off first, and gone a moment later, with the process.
-            hand_back(self._instance.hostname, [os.getpid()])
+            _hand_back_now(self._instance.hostname, [os.getpid()])
             for act in self.last_acts:
                 act()
             os._exit(EX_FAILURE)
@@ -244,15 +244,18 @@ def send_afresh(job_ids: Iterable[str]) -> None:
 
 def hand_back(worker: str, pids: Iterable[int]) -> int:
     """Give back the jobs that run in these processes of a worker, which have ended; return how many."""
+    running = Job.objects.using(lifecycle.alias()).filter(
+        state=State.RUNNING, finished_at__isnull=True, worker=worker, pid__in=list(pids)
+    )
+    return sum(attempt.hand_back(job) for job in running)
+
+
+def _hand_back_now(worker: str, pids: Iterable[int]) -> None:
     try:
         with gate.talking():
-            running = Job.objects.using(lifecycle.alias()).filter(
-                state=State.RUNNING, finished_at__isnull=True, worker=worker, pid__in=list(pids)
-            )
-            return sum(attempt.hand_back(job) for job in running)
+            hand_back(worker, pids)
     except Error as error:
         logger.warning("Jobs could not be handed back, and wait for the end of their leases: %s", error)
-        return 0
 
 
 def _kill_children(instance: Any) -> list[int]:

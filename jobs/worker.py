@@ -20,7 +20,7 @@ from django.db import Error
 
 from jobs import gate, lifecycle, reconcile, rescue, shutdown, slots, strays
 from jobs.adoption import as_uuid
-from jobs.attempt import JobFailed
+from jobs.attempt import JobFailed, by_sigterm
 from jobs.consumer import careful, check_call
 from jobs.models import Worker
 
@@ -48,7 +48,7 @@ class Request(CeleryRequest):
         if isinstance(error, Terminated | WorkerLostError) and shutdown.cutting():
             worker_state.task_ready(self)  # we ended it ourselves, and its job is handed back
             return None
-        if isinstance(error, WorkerLostError) and shutdown.stopping() and "SIGTERM" in str(error):
+        if shutdown.stopping() and (by_sigterm(error) or "SIGTERM" in str(error)):
             # The whole process group was told to stop.
             gate.in_background(shutdown.hand_back, self.hostname or "", [self.worker_pid])
         elif isinstance(error, WorkerLostError | TimeLimitExceeded | Terminated | SystemExit | KeyboardInterrupt):

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from celery.signals import worker_init
+
 from tests.chaos import ledger
 from tests.chaos.ledger import NOBODY, Line
 
@@ -21,6 +23,14 @@ class Transient(Exception):
 
 class Broken(Exception):
     """No use to try again."""
+
+
+@worker_init.connect
+def forget(sender: Any, **_: Any) -> None:
+    """Be a worker of the release before, which does not know the task that ``CHAOS_FORGET`` names."""
+    name = os.environ.get("CHAOS_FORGET")
+    for known in [task for task in sender.app.tasks if task.rpartition(".")[2] == name]:
+        sender.app.tasks.pop(known)
 
 
 class Ledger:
