@@ -50,6 +50,8 @@ def how_it_ended(words: str) -> str:
     'its process ended with exit code 3'
     >>> how_it_ended("TimeLimitExceeded(1.5,)")
     'hung past its time limit of 1.5 s'
+    >>> how_it_ended("TimeLimitExceeded(60.0)")
+    'hung past its time limit of 60 s'
     """
     for pattern, phrase in _ENDS.items():
         if found := pattern.search(words):
@@ -60,7 +62,7 @@ def how_it_ended(words: str) -> str:
 _ENDS = {
     re.compile(r"(signal \d+(?: \(\w+\))?)"): "killed by {}",
     re.compile(r"exitcode (-?\d+)"): "its process ended with exit code {}",
-    re.compile(r"TimeLimitExceeded\(([\d.]+),?\)"): "hung past its time limit of {} s",
+    re.compile(r"TimeLimitExceeded\(([\d.]+?)(?:\.0)?,?\)"): "hung past its time limit of {} s",
 }
 
 
