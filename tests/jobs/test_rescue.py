@@ -12,7 +12,7 @@ from django.db import IntegrityError, OperationalError
 
 from dlq.models import DeadLetter
 from jobs import conclusion, conf, lifecycle, rescue, worker
-from jobs.models import Attempt, Job
+from jobs.models import Attempt, Job, Worker
 from jobs.signals import job_failed
 from jobs.states import State
 from project.celery import app
@@ -73,6 +73,25 @@ def test_a_lost_attempt_is_on_record_with_its_worker() -> None:
     record = Attempt.objects.get()
     assert (record.outcome, record.worker, record.error_type) == ("lost", "sleepy@here", "jobs.errors.WorkerLost")
     assert record.error_message == "sleepy@here stopped answering"
+
+
+@pytest.mark.parametrize(
+    ("limit", "seen_ago", "said"),
+    [
+        (3, 1, "hung past its time limit of 3 s"),
+        (3, 60, "sleepy@here stopped answering"),
+        (300, 1, "sleepy@here stopped answering"),
+    ],
+    ids=["the worker lives, the body is late", "the worker is silent", "the body was not late"],
+)
+def test_a_body_that_its_living_worker_gave_up_hangs(limit: float, seen_ago: float, said: str) -> None:
+    running(add.delay(1, 2).id, lease=-1)
+    now = lifecycle.database_now()
+    Job.objects.update(started_at=now - timedelta(seconds=30), time_limit=limit)
+    seen = now - timedelta(seconds=seen_ago)
+    Worker.objects.create(name="sleepy@here", pid=1, started_at=now, seen_at=seen)
+    rescue.rescue()
+    assert Attempt.objects.get().error_message == said
 
 
 def test_a_job_that_is_lost_again_and_again_ends_as_a_letter() -> None:

@@ -30,6 +30,14 @@ def test_a_worker_s_page_links_what_it_holds(chief: Client) -> None:
     assert reverse("admin:jobs_job_change", args=[job.pk]) in html
 
 
+def test_a_worker_tells_of_slots_that_nobody_can_free(chief: Client) -> None:
+    hung = worker(pool="threads", concurrency=4, stuck=1)
+    listed = chief.get(reverse("admin:jobs_worker_changelist")).content.decode()
+    assert "threads of 4, 1 held by bodies that cannot be stopped" in listed
+    html = chief.get(reverse("admin:jobs_worker_change", args=[hung.pk])).content.decode()
+    assert "1 held by bodies that cannot be stopped: restart this worker" in html
+
+
 def test_without_workers_the_page_says_how_to_start_one(chief: Client) -> None:
     assert "celery -A project worker" in chief.get(reverse("admin:jobs_worker_changelist")).content.decode()
 
