@@ -45,7 +45,8 @@ def daily(**given: Any) -> PeriodicTask:
 
 def missed(task: PeriodicTask, **since: float) -> None:
     """As if nobody had looked since then."""
-    Schedule.objects.filter(name=task.name).update(decided_until=ago(**since), anchor=ago(**since))
+    moment = ago(**since)
+    Schedule.objects.filter(name=task.name).update(decided_until=moment, anchor=moment)
 
 
 def policy(task: PeriodicTask, misfire: str) -> None:
