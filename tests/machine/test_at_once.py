@@ -195,7 +195,7 @@ def test_every_promise_is_kept_whoever_acts_at_once(bag: Bag) -> None:
     bodies.told("return")
 
     @seed(SEED)
-    @profile(examples=40, steps=1, shrink=False)
+    @profile(examples=25, steps=1, shrink=False)
     @given(calls=CALLS, plans=st.lists(PLANS, min_size=1, max_size=3))
     def explored(calls: list[str], plans: list[Any]) -> None:
         scene = Scene(bag)
@@ -209,7 +209,7 @@ def test_every_promise_is_kept_whoever_acts_at_once(bag: Bag) -> None:
             promises.keep(scene.memory)
         scene.end_all()
 
-    say("40 examples")
+    say("25 examples")
     explored()
 
 

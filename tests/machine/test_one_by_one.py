@@ -471,4 +471,4 @@ def bag(transactional_db: None) -> Iterator[Bag]:
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_every_promise_is_kept_whatever_happens_to_a_few_jobs(bag: Bag) -> None:
-    explore(Platform, examples=80, steps=40)
+    explore(Platform, examples=50, steps=40)
