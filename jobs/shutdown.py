@@ -53,6 +53,7 @@ class Drain:
         self._pid = 0
         self._cutting = False
         self._instance: Any = None
+        self._silenced: Any = None
         self._asked = threading.Event()
         self._heard = threading.Event()
 
@@ -99,8 +100,12 @@ class Drain:
     # --- In the event loop ---
 
     def look(self, consumer: Any) -> None:
-        """Called often in the event loop: once asked to stop, take no more messages and give back what waits."""
-        if self.begun and not self._heard.is_set():
+        """Called often in the event loop: once asked to stop, take no more messages and give back what waits.
+
+        Again after the connection was lost, because Celery then begins to take messages anew.
+        """
+        if self.begun and self._silenced is not consumer.task_consumer:
+            self._silenced = consumer.task_consumer
             give_back(consumer)
             self._heard.set()
 
