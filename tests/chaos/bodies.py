@@ -51,6 +51,18 @@ class Ledger:
             time.sleep(min(BEAT, max(0.0, until - time.monotonic())))
             self.write("beat")
 
+    def insist(self, seconds: float) -> None:
+        """Work for as long, whatever anybody says: a body that does not stop when it is told to."""
+        left = round(seconds / BEAT)
+        while left > 0:
+            try:
+                while left > 0:
+                    time.sleep(BEAT)
+                    self.write("beat")
+                    left -= 1
+            except BaseException:
+                continue
+
     def wait_for(self, gate: str) -> None:
         """Work until a file exists."""
         while not Path(gate).exists():
@@ -59,7 +71,10 @@ class Ledger:
 
 def perform(written: Ledger, *, seconds: float, gate: str, how: str, attempt: int, until: int) -> None:
     """The body: work for ``seconds``, or until ``gate`` exists; misbehave in attempts before ``until``."""
-    written.last(seconds)
+    if how == "deaf" and attempt < until:
+        written.insist(seconds)
+    else:
+        written.last(seconds)
     if gate:
         written.wait_for(gate)
     if attempt < until:
@@ -89,6 +104,7 @@ def _fill_memory() -> None:
 
 MENU: dict[str, Callable[[], Any]] = {
     "fine": lambda: None,
+    "deaf": lambda: None,
     "transient": lambda: _raise(Transient("try again")),
     "broken": lambda: _raise(Broken("no use")),
     "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),

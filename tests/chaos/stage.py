@@ -82,6 +82,11 @@ class Stage:
         return Redis.from_url(self.broker.url, socket_timeout=5, socket_connect_timeout=5)
 
     @property
+    def lists(self) -> list[str]:
+        """The lists of Redis in which the messages of the default queue wait, one for each priority."""
+        return ["default", *(f"default\x06\x16{step}" for step in (3, 6, 9))]
+
+    @property
     def database(self) -> Database:
         """The row's database; its ``server`` can be broken where the row has ``own_database=True``."""
         return self.world.database
@@ -516,7 +521,7 @@ class Stage:
         if self.world.options.broker == "rabbitmq":
             return self._left_in_rabbitmq()
         with self.redis as client:
-            lists = [client.lrange(f"default{step}", 0, -1) for step in ("", "\x06\x163", "\x06\x166", "\x06\x169")]
+            lists = [client.lrange(name, 0, -1) for name in self.lists]
             held: Any = client.hvals("unacked")
         queued: list[Any] = [text for found in lists for text in cast(list[Any], found)]
         messages = [json.loads(text) for text in queued] + [json.loads(text)[0] for text in held]

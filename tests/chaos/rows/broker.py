@@ -129,7 +129,8 @@ def broker_out_of_memory(stage: Stage) -> None:
 def queue_deleted(stage: Stage) -> None:
     def delete() -> None:
         with stage.redis as client:
-            client.delete("default", *client.keys("_kombu.binding.*"))
+            stage.require(client.delete(*stage.lists), "messages wait in the broker")
+            client.delete(*client.keys("_kombu.binding.*"))
 
     with_a_backlog(stage, delete)
 

@@ -57,11 +57,11 @@ def duplicate_publish(stage: Stage) -> None:
     stage.wait_running(2)
     numbers = [*stage.enqueue(10), *stage.enqueue(10, "transactional")]
     with stage.redis as client:
-        waiting = client.lrange("default", 0, -1)
-        stage.require(waiting, "messages wait in the broker")
+        waiting = {name: client.lrange(name, 0, -1) for name in stage.lists}
+        stage.require(any(waiting.values()), "messages wait in the broker")
         stage.fault()
-        for _ in range(2):
-            client.lpush("default", *waiting)
+        for name in [name for name, messages in waiting.items() if messages] * 2:
+            client.lpush(name, *waiting[name])
     gate.open()
     stage.settle()
     stage.require(stage.begun(numbers) == len(numbers), "each job runs once")

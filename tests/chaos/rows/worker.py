@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from typing import Any
 
 from tests.chaos.matrix import row
 from tests.chaos.stage import Stage
@@ -41,8 +42,9 @@ def poison(stage: Stage) -> None:
 @row(17, "worker main SIGKILL", must="rescued within the lease", brokers=BOTH)
 def main_killed(stage: Stage) -> None:
     stage.start()
-    stage.enqueue(20, seconds=0.5)
-    stage.enqueue(5, "transactional", seconds=0.5)
+    # No deeper a backlog than is done within the lease: what is rescued queues behind it.
+    stage.enqueue(stage.scaled(20, 6), seconds=0.5)
+    stage.enqueue(stage.scaled(10, 4), "transactional", seconds=0.5)
     stage.wait_running(2)
     stage.worker.kill_main()
     stage.start_worker()
@@ -53,7 +55,7 @@ def main_killed(stage: Stage) -> None:
 @row(18, "whole host dies", must="rescued within the lease by another host", brokers=BOTH)
 def host_dies(stage: Stage) -> None:
     stage.start()
-    stage.enqueue(20, seconds=0.5)
+    stage.enqueue(stage.scaled(20, 6), seconds=0.5)
     stage.mixed(stage.scaled(20, 9))
     stage.wait_running(2)
     if not stage.celery:
@@ -69,7 +71,9 @@ def worker_frozen(stage: Stage) -> None:
     stage.start()
     # On SQLite a frozen transaction holds the only write lock: nobody can overtake it.
     kind = "plain" if stage.database.vendor == "sqlite" else "transactional"
-    numbers = [*stage.enqueue(1, seconds=3), *stage.enqueue(1, kind, seconds=3)]
+    # Deaf: they do not hear that they have lost their lease, and try to record what they did.
+    deaf: Any = {"how": "deaf", "until": 2}
+    numbers = [*stage.enqueue(1, seconds=3, **deaf), *stage.enqueue(1, kind, seconds=3, **deaf)]
     stage.wait_running(2)
     frozen = stage.worker
     frozen.freeze()
