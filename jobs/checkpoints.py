@@ -234,9 +234,10 @@ def _restored(text: str, function: Any) -> Any:
     value = payload.from_json(text)
     try:
         returns = get_type_hints(function, include_extras=True).get("return", Any)
-        return TypeAdapter(returns).validate_python(value)
+        restored = TypeAdapter(returns).validate_python(value)
     except Exception:
         return value
+    return value if isinstance(restored, Iterator) else restored  # pydantic's iterators can be read once only
 
 
 def _clock() -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -131,6 +131,10 @@ def as_pair() -> tuple[int, date]:
     return (1, date(2030, 1, 5))
 
 
+def as_iterable() -> Iterable[int]:
+    return [1, 2]
+
+
 def as_promised_otherwise() -> str:
     return 7  # type: ignore[return-value]
 
@@ -145,10 +149,11 @@ def as_it_comes():  # type: ignore[no-untyped-def]
         (as_receipt, RECEIPT),
         (as_pair, (1, date(2030, 1, 5))),
         (as_promised_otherwise, 7),
+        (as_iterable, [1, 2]),
         (as_it_comes, [1, {"at": UUID(int=7)}]),
         (lambda: Decimal("1.5"), Decimal("1.5")),
     ],
-    ids=["dataclass", "tuple", "annotated wrongly", "not annotated", "lambda"],
+    ids=["dataclass", "tuple", "annotated wrongly", "iterable", "not annotated", "lambda"],
 )
 def test_the_first_attempt_is_given_what_later_ones_are(ran: Act, resumed: Any, function: Any, given: Any) -> None:
     seen: list[Any] = []
