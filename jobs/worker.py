@@ -36,7 +36,8 @@ class Request(CeleryRequest):
 
     def __init__(self, message: Any, **options: Any) -> None:
         super().__init__(message, **options)
-        if not isinstance(self.id, str | int) or not self.id:
+        named: Any = self.id
+        if not named or not isinstance(named, str | int):
             raise InvalidTaskError("it has no id")
         check_call(self.args, self.kwargs, self._payload[2])  # type: ignore[attr-defined]
         _check_times(self)

@@ -60,7 +60,7 @@ def test_junk_with_the_id_of_a_job_is_kept_beside_it(sent: list[str]) -> None:
     "body", [b"\x00\xff\xfe", "\x00\ud800", b"[NaN]", "é" * 10, b"", b"x" * 300_000, "\U0001f600" * 70_000]
 )
 def test_any_text_can_be_kept_and_is_bounded(sent: list[str], body: Any) -> None:
-    headers = {
+    headers: Any = {
         "a\x00": "\ud800",
         "n": float("nan"),
         "deep": [[["\x00"]]],
@@ -210,7 +210,9 @@ def test_a_foreign_call_that_cannot_be_recorded_becomes_a_letter(sent: list[str]
 def test_a_foreign_delay_is_kept(sent: list[str]) -> None:
     due = (lifecycle.database_now() + timedelta(hours=1)).isoformat()
     strays.keep(Stray(wrong="", task="no.such.task", id=uuid4(), call=Call([], {}, {"eta": due}), unknown=True))
-    assert Job.objects.get().due_at.isoformat() == due
+    found = Job.objects.get().due_at
+    assert found is not None
+    assert found.isoformat() == due
 
 
 # --- Reading ----------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from typing import Any
 from uuid import uuid4
 
 from tests.chaos.matrix import row
@@ -53,7 +54,7 @@ def _junk() -> list[bytes]:
     kind = {"content-type": "application/json", "content-encoding": "utf-8"}
     triple = "W1tdLCB7fSwge31d"  # [[], {}, {}]
     call = {"task": "tests.chaos.tasks.plain", "id": str(uuid4())}
-    shapes = [
+    shapes: list[dict[str, Any]] = [
         {"body": triple, "headers": {"task": call["task"]}, "properties": properties, **kind},
         {"body": "WzEsIDJd", "headers": call, "properties": properties, **kind},
         {"body": "bm90IEpTT04=", "headers": call, "properties": properties, **kind},
