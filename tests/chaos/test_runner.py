@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import io
 import os
+import signal
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
+from project import processes
 from tests.chaos import matrix, report, runner
+from tests.chaos.children import descendants, living
 from tests.chaos.matrix import Row
 from tests.chaos.one import Outcome
-from tests.chaos.runner import Run
+from tests.chaos.runner import Playing, Run
 from tests.chaos.world import Options
 
 
@@ -105,3 +109,31 @@ def test_the_table_shows_both_sides() -> None:
     other = outcome("failed", counts={"in": 20, "lost": 7})
     report.show_table(console, [outcome("ok", counts=counts)], [other], "ours")
     assert "7 lost" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_a_row_whose_process_breaks_has_failed_and_shows_its_last_words(tmp_path: Path) -> None:
+    unknown = Row(987654, "a fault", "", nothing)
+    playing = Playing(unknown, Options(1), tmp_path, "")
+    playing.process.wait(30)
+    assert playing.over
+    found = playing.outcome()
+    assert found.status == "failed"
+    assert "KeyError: 987654" in found.problems[0]
+
+
+def test_a_row_that_does_not_end_is_ended_with_all_that_it_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "PATIENCE", 0.5)
+    code = "import signal, subprocess; signal.signal(15, signal.SIG_IGN); subprocess.Popen(['sleep', '600']); "
+    code += "print('on', flush=True); signal.pause()"
+    playing = Playing(Row(1, "a fault", "", nothing, limit=-1000), Options(1), tmp_path, "")
+    playing.process.kill()
+    playing.process.wait(10)
+    playing.process = processes.start([sys.executable, "-c", code], log=playing.log)
+    assert processes.wait_until(lambda: "on" in playing.last_words(), 10)
+    below = descendants(playing.process.pid)
+    for pid in below:
+        os.kill(pid, signal.SIGSTOP)
+    assert playing.over
+    assert processes.wait_until(lambda: not {pid for pid, _ in living()} & {playing.process.pid, *below}, 10)
