@@ -41,7 +41,7 @@ def tiny_disk(folder: Path) -> Iterator[bool]:
 
 @row(171, "disk full for the broker's append-only file", must="jobs wait in the database, run when there is room",
      persistent=True)  # fmt: skip
-def disk_full(stage: Stage) -> None:
+def broker_disk_full(stage: Stage) -> None:
     with tiny_disk(stage.world.directory / "tiny") as mounted:
         if not mounted:
             stage.measure(disk="none may be mounted: as row 172")
