@@ -62,7 +62,6 @@ class Watched:
     stop: BaseException | None = None
     stopped_at: float = float("-inf")
     doomed_at: float = float("inf")
-    guarded_until: float = 0.0
     progress: dict[str, Any] | None = None
     written: dict[str, Any] | None = None
     over: bool = False
@@ -152,6 +151,8 @@ def _enter(entry: Watched) -> None:
             del _watched[_token(left)]
         _ensure_threads()
         _watched[_token(entry)] = entry
+        if _has_its_own_process(entry):
+            _guard(entry)
     _work.set()
 
 
@@ -161,7 +162,6 @@ def _leave(entry: Watched) -> None:
         if _watched.get(_token(entry)) is entry:
             del _watched[_token(entry)]
         _clear_interrupt(entry)
-        _lower_the_guard(entry)
     entry.job.progress = entry.progress or entry.job.progress
 
 
@@ -202,9 +202,9 @@ def _ensure_threads() -> None:
 
 def _begin_anew() -> None:
     """A forked child has none of its parent's bodies and threads, and must not wait for what those held."""
-    global _lock, _work, _threads
+    global _lock, _work, _threads, _guarded_at
     _watched.clear()
-    _lock, _work, _threads = threading.Lock(), threading.Event(), []
+    _lock, _work, _threads, _guarded_at = threading.Lock(), threading.Event(), [], float("-inf")
 
 
 os.register_at_fork(after_in_child=_begin_anew)
@@ -234,6 +234,9 @@ def _database_round() -> None:
 
 
 def _clock_round() -> None:
+    with _lock:
+        for entry in _watched.values():
+            _guard(entry)
     for entry in _long_bodies():
         _stop_in_time(entry)
 
@@ -243,6 +246,7 @@ def _long_bodies() -> list[Watched]:
     with _lock:
         if not _watched:
             _work.clear()
+            _lower_the_guard()
         return [entry for entry in _watched.values() if clock() - entry.started >= BEAT]
 
 
@@ -326,13 +330,9 @@ def _stop_in_time(entry: Watched) -> None:
         _interrupt(entry, LeaseLost(f"hung past its time limit of {entry.job.time_limit:g} s"))
     elif left < 2 * BEAT:
         _interrupt(entry, LeaseLost("the lease could not be renewed in time"))
-    if not _has_its_own_process(entry):
-        # When no thread of this process has run for so long, all that it holds has been taken over.
-        _guard(entry, 2 * settings().LEASE)
-    else:
-        _guard(entry, left)
-        if entry.stop is not None and (clock() > entry.doomed_at or left < CLOCK_BEAT):
-            _end_process(entry)
+    alone = _has_its_own_process(entry)
+    if alone and entry.stop is not None and (clock() > entry.doomed_at or left < CLOCK_BEAT):
+        _end_process(entry)
 
 
 def _interrupt(entry: Watched, error: BaseException) -> None:
@@ -373,23 +373,28 @@ def _end_process(entry: Watched) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _guard(entry: Watched, left: float) -> None:
-    """Have the process ended at the end of its lease also where the body lets no other thread run.
+def _guard(entry: Watched) -> None:
+    """Have the process ended where a body lets no other thread run, this clock's included, for as long as a lease.
 
-    That timer needs no interpreter: a thread of the C library prints where the body is, and ends the process.
+    That timer needs no interpreter: a thread of the C library prints where the body is, and ends the process. A process
+    that others share has twice as long: by then, all that it holds has been taken over.
     """
-    with _lock:
-        until = clock() + left
-        if entry.over or until - entry.guarded_until < BEAT or left <= 0:
-            return
-        entry.guarded_until = until
+    global _guarded_at
+    if clock() - _guarded_at > BEAT:
+        _guarded_at = clock()
+        seconds = settings().LEASE * (1 if _has_its_own_process(entry) else 2)
         with suppress(Exception):
-            faulthandler.dump_traceback_later(left, exit=True, file=sys.__stderr__)  # type: ignore[arg-type]
+            faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__)  # type: ignore[arg-type]
 
 
-def _lower_the_guard(entry: Watched) -> None:
-    if entry.guarded_until:
+def _lower_the_guard() -> None:
+    global _guarded_at
+    if _guarded_at > float("-inf"):
         faulthandler.cancel_dump_traceback_later()
+        _guarded_at = float("-inf")
+
+
+_guarded_at = float("-inf")
 
 
 # --- The soft time limit of the prefork pool: a signal whose handler raises in the main thread ---

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 from celery import chain
@@ -139,7 +139,7 @@ def ended(monkeypatch: pytest.MonkeyPatch, settings: Any) -> list[int]:
     settings.JOBS = {"LEASE": 20, "HEARTBEAT": 5, "CANCEL_GRACE": 15}
     signals: list[int] = []
     monkeypatch.setattr(heartbeat, "_has_its_own_process", lambda entry: True)
-    monkeypatch.setattr(heartbeat, "_guard", lambda entry, left: None)
+    monkeypatch.setattr(heartbeat, "_guard", lambda entry: None)
     monkeypatch.setattr(heartbeat.os, "kill", lambda pid, how: signals.append(how))
     monkeypatch.setattr(heartbeat.signal, "pthread_kill", lambda thread, how: None)
     return signals
@@ -158,7 +158,7 @@ def at(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
 
 def body() -> heartbeat.Watched:
     """A body that began, and was renewed last, at 100 seconds."""
-    return heartbeat.Watched(Job(pk=UUID(int=1)), thread=1, started=100.0, renewed=100.0)
+    return heartbeat.Watched(Job(pk=UUID(int=1), token=UUID(int=2)), thread=1, started=100.0, renewed=100.0)
 
 
 @pytest.mark.parametrize(
@@ -207,6 +207,11 @@ def test_a_body_that_shares_its_process_is_told_and_left(
     assert ended == []
 
 
+def plain_job() -> Any:
+    """As much of a job as its heartbeat needs."""
+    return SimpleNamespace(pk=uuid4(), token=uuid4(), time_limit=None, progress=None)
+
+
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch, settings: Any) -> None:
     """A lease of two seconds that nobody renews."""
@@ -224,12 +229,11 @@ def short(monkeypatch: pytest.MonkeyPatch, settings: Any) -> None:
     ids=["lets other threads run", "lets no thread run"],
 )
 def test_a_body_in_c_code_is_ended_with_its_process_when_its_lease_ends(short: None, library: Any, ending: int) -> None:
-    job = SimpleNamespace(pk=UUID(int=1), time_limit=None, progress=None)
+    job = plain_job()
     child = os.fork()
     if not child:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-        with heartbeat.watching(job):  # type: ignore[arg-type]
-            time.sleep(0.8)  # it is long by now
+        with heartbeat.watching(job):
             library.sleep(20)
         os._exit(0)
     began = time.monotonic()
@@ -241,9 +245,9 @@ def test_a_body_in_c_code_is_ended_with_its_process_when_its_lease_ends(short: N
 def test_a_process_whose_bodies_ended_in_time_lives_on(short: None) -> None:
     child = os.fork()
     if not child:
-        for number in range(2):
-            job = SimpleNamespace(pk=UUID(int=number), time_limit=None, progress=None)
-            with heartbeat.watching(job):  # type: ignore[arg-type]
+        for _ in range(2):
+            job = plain_job()
+            with heartbeat.watching(job):
                 time.sleep(1.0)
         time.sleep(2.5)
         os._exit(7)
@@ -255,8 +259,7 @@ def test_a_body_that_stood_still_past_its_lease_is_ended_at_once_when_it_goes_on
     child = os.fork()
     if not child:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-        with heartbeat.watching(SimpleNamespace(pk=UUID(int=1), time_limit=None, progress=None)):  # type: ignore[arg-type]
-            ctypes.PyDLL(None).usleep(800_000)
+        with heartbeat.watching(plain_job()):
             time.sleep(20)
         os._exit(0)
     time.sleep(1.2)
