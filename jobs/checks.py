@@ -143,6 +143,7 @@ def of_celery(app: Any) -> Iterator[CheckMessage]:
     yield from _results(app.conf)
     yield from _routes(app)
     yield from _forgetful_queues(app)
+    yield from _waits_for_confirmation(app.conf)
     yield from _default_priority(app.conf)
 
 
@@ -228,6 +229,18 @@ def _forgetful_queues(app: Any) -> Iterator[CheckMessage]:
                 "Declare it durable and without limits; what waits is kept in the database anyway.",
                 "CELERY_TASK_QUEUES",
             )
+
+
+def _waits_for_confirmation(given: Any) -> Iterator[CheckMessage]:
+    """Confirmations for everything that a worker says to RabbitMQ."""
+    if _scheme(given).startswith(("amqp", "pyamqp")) and (given.broker_transport_options or {}).get("confirm_publish"):
+        yield _warning(
+            "W013",
+            "confirm_publish is on for all that is sent: during an alarm of RabbitMQ a worker waits for the "
+            "confirmation of its own events, and runs nothing.",
+            "Remove it; messages of jobs are confirmed in any case.",
+            "CELERY_BROKER_TRANSPORT_OPTIONS",
+        )
 
 
 def _routed(routes: Any) -> Iterator[tuple[str, str]]:

@@ -293,6 +293,11 @@ def test_queues_that_rabbitmq_may_forget_are_warned_of(
     assert found(checks.of_celery(app)) == expected
 
 
+def test_confirmations_for_all_that_is_sent_to_rabbitmq_are_warned_of(project: Project) -> None:
+    app = project(broker_url="amqp://127.0.0.1//", broker_transport_options={"confirm_publish": True})
+    assert found(checks.of_celery(app)) == {("jobs.W013", "CELERY_BROKER_TRANSPORT_OPTIONS")}
+
+
 def test_an_untracked_task_without_a_time_limit_is_warned_of(project: Project) -> None:
     app = project(task_time_limit=None, task_soft_time_limit=None)
     assert of_task(app, tracked=False) == {"jobs.W003"}
