@@ -102,7 +102,35 @@ def _fill_memory() -> None:
         resource.setrlimit(resource.RLIMIT_AS, before)
 
 
+def _overflow_the_stack() -> None:
+    import faulthandler
+
+    getattr(faulthandler, "_stack_overflow")()  # noqa: B009 (for tests, and not in its stub)
+
+
+def _count_in_c() -> None:
+    """Count in C for many minutes: other threads run, no signal is heard."""
+    import hashlib
+
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
+
+
+def _hold_the_interpreter() -> None:
+    """Sleep in C without letting any other thread run."""
+    import contextlib
+    import ctypes
+
+    while True:
+        with contextlib.suppress(BaseException):  # the soft limit's, and whatever else tells it to stop
+            ctypes.PyDLL(None).sleep(3600)
+
+
 MENU: dict[str, Callable[[], Any]] = {
+    "stack": _overflow_the_stack,
+    "abort": os.abort,
+    "vanish": lambda: os._exit(0),
+    "in C": _count_in_c,
+    "stuck": _hold_the_interpreter,
     "fine": lambda: None,
     "deaf": lambda: None,
     "transient": lambda: _raise(Transient("try again")),

@@ -32,6 +32,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "idempotent": {"task": "idempotent"},
     "transactional": {"task": "transactional", "effect": "row"},
     "limited": {"task": "limited"},
+    "checkpointed": {"task": "checkpointed", "effect": "row"},
     "failing": {"task": "plain", "how": "broken", "expects": "failed", "effect": "none"},
     "retried": {"task": "plain", "how": "transient", "until": 3},
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -98,3 +99,25 @@ def daily(
 ) -> int:  # fmt: skip
     """A task whose key holds for a day."""
     return _perform(self, number, seconds, gate, how, until)
+
+
+@task(bind=True, base=IdempotentTask, key="chaos:{number}", retry_policy=POLICY)
+def checkpointed(self: Any, before: Any = None, *, number: int, seconds: float = 0.0) -> int:
+    """A task that writes its effect as a step and ten rows behind a cursor; ``seconds`` are between them."""
+    written = Ledger(number, str(self.request.id), *_attempt(self))
+    self.step("look", abs, -number)
+    self.atomic_step("effect", _write_effect, number, str(self.request.id))
+    for place in range(self.cursor("rows", 0), CHECKPOINTED_ROWS):
+        written.last(seconds / CHECKPOINTED_ROWS)
+        with self.advance("rows", place + 1):
+            _write_effect(number * 1000 + place, str(self.request.id))
+    written.write("end")
+    return number
+
+
+CHECKPOINTED_ROWS = 10
+
+
+def _write_effect(number: int, job: str) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("INSERT INTO chaos_effect (number, job, pid) VALUES (%s, %s, %s)", [number, job, os.getpid()])
