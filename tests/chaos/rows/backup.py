@@ -48,10 +48,8 @@ def broker_disk_full(stage: Stage) -> None:
             snapshots_fail(stage)
             return
         ballast = stage.world.directory / "tiny" / "ballast"
-        with stage.redis as client:
-            client.config_set("appendonly", "no")
-            client.config_set("dir", str(ballast.parent))
-            client.config_set("appendonly", "yes")
+        stage.broker.directory = ballast.parent
+        stage.broker.restart()
         stage.start()
         stage.mixed(10)
         running = stage.enqueue(2, seconds=6)
@@ -109,17 +107,13 @@ def misconf(stage: Stage) -> None:
 
 def snapshots_fail(stage: Stage) -> None:
     """Let the broker's snapshots fail, so that it refuses writes, for a while."""
-    folder = stage.world.directory / "snapshots"
-    folder.mkdir()
+    snapshot = stage.broker.directory / "dump.rdb"
     stage.start()
     stage.mixed(10)
     running = stage.enqueue(2, seconds=6)
     stage.wait_begun(running, timeout=60)
     with stage.redis as client:
-        client.config_set("appendonly", "no")
-        client.config_set("dir", str(folder))
-        client.config_set("dbfilename", "dump.rdb")
-        folder.rmdir()
+        snapshot.mkdir()  # what is written beside it cannot take its place
         client.config_set("save", "1 1")
         client.set("chaos", "1")
         with contextlib.suppress(RedisError):
@@ -127,10 +121,9 @@ def snapshots_fail(stage: Stage) -> None:
     stage.fault()
     stage.wait(lambda: not writes(stage), "the broker refuses writes", timeout=20)
     through_trouble(stage)
-    folder.mkdir()
+    snapshot.rmdir()
     with stage.redis as client:
         client.config_set("save", "")
-        client.config_set("dir", str(folder))
         client.bgsave()
     stage.wait(lambda: writes(stage), "the broker takes writes again", timeout=30)
     back(stage)
