@@ -15,6 +15,7 @@ from tests.chaos import ledger
 from tests.chaos.ledger import NOBODY, Line
 
 BEAT = 0.05  # seconds between two lines of a long body
+CHECKPOINTED_ROWS = 10
 
 
 class Transient(Exception):

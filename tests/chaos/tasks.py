@@ -11,7 +11,7 @@ from django.db import connection
 
 from jobs.retry import RetryPolicy
 from jobs.task import IdempotentTask, TransactionalTask, task
-from tests.chaos.bodies import Broken, Ledger, Transient, perform
+from tests.chaos.bodies import CHECKPOINTED_ROWS, Broken, Ledger, Transient, perform
 from tests.chaos.ledger import NOBODY
 
 POLICY = RetryPolicy(max_attempts=8, base=0.1, cap=1.0, transient=(Transient,), permanent=(Broken,))
@@ -113,9 +113,6 @@ def checkpointed(self: Any, before: Any = None, *, number: int, seconds: float =
             _write_effect(number * 1000 + place, str(self.request.id))
     written.write("end")
     return number
-
-
-CHECKPOINTED_ROWS = 10
 
 
 def _write_effect(number: int, job: str) -> None:

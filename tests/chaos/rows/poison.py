@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from contextlib import suppress
 
+from tests.chaos.bodies import CHECKPOINTED_ROWS
 from tests.chaos.matrix import row
 from tests.chaos.stage import Stage
-from tests.chaos.tasks import CHECKPOINTED_ROWS
 
 MOST = 3  # MAX_LOSSES: how many processes one job may take down
 HUNG_SLOT = "plain Celery has no limit in a thread: the slot and its job are lost until somebody restarts the worker"
@@ -33,15 +33,6 @@ def bystanders_flow(stage: Stage, poison: list[int]) -> None:
     stage.require(stage.worker.running, "the worker lives on")
 
 
-@row(20, "MemoryError", must="attempt lost, retried, dead letter in the end; worker lives")
-def memory_error(stage: Stage) -> None:
-    stage.start()
-    poison = pills(stage, "memory", "oom")
-    stage.fault()
-    once(stage, "memory", "oom")
-    bystanders_flow(stage, poison)
-
-
 @row(31, "hard time limit", must="killed at its limit, retried, one dead letter in the end")
 def hard_limit(stage: Stage) -> None:
     stage.start()
@@ -64,7 +55,7 @@ def hung_child(stage: Stage) -> None:
     stage.require(stage.worker.running, "the worker lives on")
 
 
-@row(150, "stack overflow, abort, exit: poison pills of every sort", must="dead letters after the cap, others flow")
+@row(145, "stack overflow, abort, exit: poison pills of every sort", must="dead letters after the cap, others flow")
 def every_sort(stage: Stage) -> None:
     stage.start()
     poison = pills(stage, "stack", "abort", "vanish", "exit")
@@ -73,7 +64,7 @@ def every_sort(stage: Stage) -> None:
     bystanders_flow(stage, poison)
 
 
-@row(151, "C-level hang in a pool of threads", must="handled as hung; the last slot ends the worker", celery=HUNG_SLOT,
+@row(146, "C-level hang in a pool of threads", must="handled as hung; the last slot ends the worker", celery=HUNG_SLOT,
      limit=200)  # fmt: skip
 def hung_threads(stage: Stage) -> None:
     stage.start(pool="threads")
@@ -97,7 +88,7 @@ def at_work(stage: Stage) -> list[int]:
     return sorted({run.pid for run in stage.runs if run.ended is None and run.pid in children})
 
 
-@row(152, "child killed between checkpoints, again and again", must="every row written once, no step left out",
+@row(147, "child killed between checkpoints, again and again", must="every row written once, no step left out",
      celery="plain Celery has no checkpoints", jobs={"MAX_LOSSES": 50}, limit=200)  # fmt: skip
 def killed_between_checkpoints(stage: Stage) -> None:
     stage.start()
