@@ -134,6 +134,7 @@ MENU: dict[str, Callable[[], Any]] = {
     "stuck": _hold_the_interpreter,
     "fine": lambda: None,
     "deaf": lambda: None,
+    "stop": lambda: os.kill(os.getpid(), signal.SIGSTOP),
     "transient": lambda: _raise(Transient("try again")),
     "broken": lambda: _raise(Broken("no use")),
     "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),

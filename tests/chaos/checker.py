@@ -121,6 +121,7 @@ class _Accounts:
                 self.by_number[job.number].append(job)
         self.ended = {line.job for line in evidence.lines if line.what == "end"}
         self.wrote = {job for _, job in evidence.effects}
+        self.said: dict[str, list[str]] = defaultdict(list)
 
     def settle(self, may_refuse: bool) -> None:
         """Count everybody."""
@@ -132,6 +133,8 @@ class _Accounts:
         extra += [job for number in counted for job in self.by_number[number] if job is not self._row(asked[number])]
         for job in extra:
             self._count(job, None)
+        for sentences in self.said.values():
+            self.verdict.problems += _few(sentences)
         self._name_unexpected()
         if self.verdict.refused and not may_refuse:
             errors = sorted({a.refused for a in asked.values() if a.refused})
@@ -146,7 +149,7 @@ class _Accounts:
         elif self._is_owed(asked) and not self._not_due(asked):
             self.verdict.jobs_in += 1
             self.verdict.lost += 1
-            self.verdict.problems.append(f"job {asked.number} ({asked.kind}) is lost: it has no row")
+            self._say("lost", f"job {asked.number} ({asked.kind}) is lost: it has no row")
 
     def _is_owed(self, asked: Asked) -> bool:
         """Whether the caller may believe in the job: the call returned, or its transaction has committed."""
@@ -175,18 +178,18 @@ class _Accounts:
         verdict.jobs_in += 1
         if job.state not in FINAL:
             verdict.unfinished += 1
-            verdict.problems.append(f"{name} is unfinished: {job.state}, attempt {job.attempt} {job.reason}".rstrip())
+            self._say("unfinished", f"{name} is unfinished: {job.state}, attempt {job.attempt} {job.reason}".rstrip())
             return
         setattr(verdict, job.state, getattr(verdict, job.state) + 1)
         if job.state == "failed" and not job.letter:
             verdict.lost += 1
-            verdict.problems.append(f"{name} failed without a dead letter: {job.reason}")
+            self._say("buried nowhere", f"{name} failed without a dead letter: {job.reason}")
         if job.state == "completed" and not self._has_effect(job, asked):
             verdict.lost += 1
-            verdict.problems.append(f"{name} is completed without its effect")
+            self._say("without effect", f"{name} is completed without its effect")
         unasked = asked is not None and asked.number not in self.evidence.intake.cancelled
         if job.state == "cancelled" and asked is not None and asked.expects == "completed" and unasked:
-            verdict.problems.append(f"{name} is cancelled, and nobody asked for it: {job.reason}")
+            self._say("cancelled", f"{name} is cancelled, and nobody asked for it: {job.reason}")
 
     def _has_effect(self, job: JobRow, asked: Asked | None) -> bool:
         if job.follows:
@@ -197,6 +200,9 @@ class _Accounts:
         else:
             effect = asked.effect
         return effect == "none" or job.id in (self.wrote if effect == "row" else self.ended)
+
+    def _say(self, subject: str, sentence: str) -> None:
+        self.said[subject].append(sentence)
 
     def _name_unexpected(self) -> None:
         """Jobs that ended otherwise than they should: no loss, and yet not what their caller wanted."""

@@ -63,6 +63,12 @@ class Process:
         """The pids of its direct children, which for a prefork worker are its pool."""
         return [pid for pid, parent in living() if parent == self.pid]
 
+    def stopped(self) -> int:
+        """How many of its children are stopped."""
+        listing = subprocess.run(["ps", "-eo", "ppid=,stat="], capture_output=True, text=True, check=True)
+        rows = (line.split() for line in listing.stdout.splitlines())
+        return sum(int(parent) == self.pid and state.startswith("T") for parent, state in rows)
+
     def group(self) -> list[int]:
         """The pids of the process and of all below it."""
         return [self.pid, *descendants(self.pid)]

@@ -68,21 +68,24 @@ def host_dies(stage: Stage) -> None:
 
 @row(19, "worker SIGSTOP past its lease, then SIGCONT", must="another runs; late result fenced off", brokers=BOTH)
 def worker_frozen(stage: Stage) -> None:
-    stage.start()
+    stage.start(concurrency=4)
     # On SQLite a frozen transaction holds the only write lock: nobody can overtake it.
     kind = "plain" if stage.database.vendor == "sqlite" else "transactional"
-    # Deaf: they do not hear that they have lost their lease, and try to record what they did.
-    deaf: Any = {"how": "deaf", "until": 2}
-    numbers = [*stage.enqueue(1, seconds=3, **deaf), *stage.enqueue(1, kind, seconds=3, **deaf)]
-    stage.wait_running(2)
+    # The deaf do not hear that they have lost their lease; the stopped go on at their last line, and record.
+    numbers = []
+    for how in ("deaf", "stop"):
+        ways: Any = {"seconds": 2, "how": how, "until": 2}
+        numbers += [*stage.enqueue(1, **ways), *stage.enqueue(1, kind, **ways)]
+    stage.wait_running(4)
     frozen = stage.worker
+    stage.wait(lambda: frozen.stopped() >= 2, "two bodies have stopped themselves")
     frozen.freeze()
-    stage.start_worker()
+    stage.start_worker(concurrency=4)
     stage.wait_begun(numbers, times=2)
     frozen.thaw()
     stage.settle()
     stage.wait(lambda: stage.idle_since(2), "the thawed bodies are over", 30)
-    stage.require(stage.begun(numbers) == 2 * len(numbers), "each job runs twice: once cut short, once to its end")
+    stage.require(stage.begun(numbers) == 2 * len(numbers), "each job runs twice")
 
 
 @row(23, "SIGTERM with running and queued jobs", must="finish what runs, keep what is queued", brokers=BOTH)
