@@ -76,8 +76,8 @@ class Platform(RuleBasedStateMachine):
         self.conductor = Conductor(name="the conductor")
         self.look()
 
-    @initialize(target=jobs, chord_of=MEMBERS)
-    def begin(self, chord_of: list[str]) -> Entered:
+    @initialize(target=jobs, chord_of=MEMBERS, member_ends=st.sampled_from(["return", "permanent"]))
+    def begin(self, chord_of: list[str], member_ends: str) -> Entered:
         """There is always something to do."""
 
         def act() -> None:
@@ -85,6 +85,7 @@ class Platform(RuleBasedStateMachine):
             Book.delay("a booking")
             self.end_next("permanent")
             self.enter_chord(chord_of)
+            self.end_next(member_ends, -1)
 
         return self.entering(act)
 
