@@ -29,7 +29,7 @@ def test_a_hung_body_costs_its_worker_a_slot_and_the_last_slot_ends_the_worker(
 ) -> None:
     first = platform.worker
     assert first is not None
-    job = deaf.apply_async(("in C", 60), time_limit=2, soft_time_limit=1)
+    job = nap.apply_async((300,), time_limit=2, soft_time_limit=1)  # a sleep is C, too
     wait_until(lambda: fresh(job).losses == 1, timeout=30)
     assert fresh(job).attempts.get(number=1).reason == f"lost: {HUNG}"
     wait_until(lambda: Worker.objects.filter(stuck=1).exists())
