@@ -1,6 +1,6 @@
 """System checks: what is declared or set in a way that loses, doubles or strands jobs, each with its remedy.
 
-They read settings and declarations only: never the database, never the broker.
+They read settings and declarations only: never the broker, and the database only with ``--database``.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from typing import Any, Final
 
 from django.apps import apps
 from django.conf import settings
-from django.core.checks import CheckMessage, Error, Info, register
+from django.core.checks import CheckMessage, Error, Info, Tags, register
 from django.core.checks import Warning as Caution
 from django.core.exceptions import ImproperlyConfigured
-from django.db import DEFAULT_DB_ALIAS, connections, router
+from django.db import DEFAULT_DB_ALIAS, DatabaseError, connections, router
 
 from jobs import conf, declared, publisher
 from jobs.errors import JobsError
@@ -25,6 +25,15 @@ INSTALL: Final = "from jobs.celery import install; install(app)"
 REDELIVERS: Final = {"redis": 3600, "rediss": 3600, "sentinel": 3600, "valkey": 3600, "sqs": 1800}
 # Arguments of a queue with which RabbitMQ drops messages, or the queue, without being asked again.
 FORGETFUL: Final = ("x-expires", "x-max-length", "x-max-length-bytes", "x-message-ttl")
+# Schedulers of Celery and of django-celery-beat; whoever writes one of their own knows what it does.
+OTHER_SCHEDULERS: Final = frozenset(
+    {
+        "celery.beat.PersistentScheduler",
+        "celery.beat.Scheduler",
+        "django",
+        "django_celery_beat.schedulers.DatabaseScheduler",
+    }
+)
 JSON: Final = frozenset({"json", "application/json"})
 
 
@@ -49,6 +58,21 @@ def check_deployment(app_configs: Any = None, **kwargs: Any) -> list[CheckMessag
     except JobsError:
         return [*of_deployment()]
     return [*of_deployment(), *_runs_eagerly(app)]
+
+
+@register(Tags.database)
+def check_schedules(app_configs: Any = None, databases: Any = None, **kwargs: Any) -> list[CheckMessage]:
+    """Enabled schedules that cannot fire; they are rows, so this runs with ``--database`` only."""
+    if not databases or not apps.is_installed("django_celery_beat"):
+        return []
+    from jobs.schedule import preview
+
+    try:
+        found = preview.problems()
+    except DatabaseError:  # the tables are not there yet
+        return []
+    remedy = "Correct or disable it in the admin (Periodic tasks)."
+    return [_warning("W013", f"This schedule is enabled and cannot fire: {why}", remedy, name) for name, why in found]
 
 
 # --- Settings, apps, databases --------------------------------------------------------------------
@@ -145,6 +169,7 @@ def of_celery(app: Any) -> Iterator[CheckMessage]:
     yield from _forgetful_queues(app)
     yield from _waits_for_confirmation(app.conf)
     yield from _default_priority(app.conf)
+    yield from _scheduler(app.conf)
 
 
 def _acknowledging(given: Any) -> Iterator[CheckMessage]:
@@ -252,6 +277,21 @@ def _routed(routes: Any) -> Iterator[tuple[str, str]]:
                 queue = pair[1].get("queue") if isinstance(pair[1], Mapping) else pair[1]
                 if queue:
                     yield str(getattr(pair[0], "pattern", pair[0])), _name(queue)
+
+
+def _scheduler(given: Any) -> Iterator[CheckMessage]:
+    scheduler = given.beat_scheduler
+    name = scheduler if isinstance(scheduler, str) else f"{scheduler.__module__}:{scheduler.__qualname__}"
+    wanted = apps.is_installed("django_celery_beat") or bool(given.beat_schedule)
+    if wanted and name.replace(":", ".") in OTHER_SCHEDULERS:
+        yield _warning(
+            "W012",
+            f"Schedules are fired by {name}, without a ledger: two beats fire twice, and a fire that is missed or "
+            "interrupted may be lost or doubled.",
+            "Add 'django_celery_beat' to INSTALLED_APPS, run manage.py migrate, and set "
+            "CELERY_BEAT_SCHEDULER = 'jobs.schedule.scheduler:Scheduler'; entries of beat_schedule are taken over.",
+            "CELERY_BEAT_SCHEDULER",
+        )
 
 
 def _default_priority(given: Any) -> Iterator[CheckMessage]:

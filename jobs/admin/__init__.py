@@ -2,4 +2,9 @@
 
 from __future__ import annotations
 
+from django.apps import apps
+
 from jobs.admin import acts, jobs, pauses, workers  # noqa: F401
+
+if apps.is_installed("django_celery_beat"):
+    from jobs.admin import schedules  # noqa: F401

@@ -11,19 +11,10 @@ from django_celery_beat.models import PeriodicTask, PeriodicTasks
 
 from jobs.models import Schedule
 from jobs.schedule import ledger, rules
+from jobs.schedule.preview import NEVER
 from jobs.schedule.rules import Timetable, Unschedulable
 
 logger = logging.getLogger("jobs.schedule")
-
-
-@dataclass(frozen=True, slots=True)
-class Outlook:
-    """A schedule as it stands: its next fire, or why there is none."""
-
-    task: Any
-    row: Schedule | None
-    next_at: datetime | None
-    problem: str = ""
 
 
 @dataclass(slots=True)
@@ -90,9 +81,6 @@ class Agenda:
         self._known = {pk: known for pk, known in self._known.items() if pk in kept}
 
 
-NEVER = "It has no fire left: its time has passed, or never comes. Change it, or disable it."
-
-
 def _never_again(task: Any, row: Schedule | None) -> bool:
     """Disable what another scheduler has fired as its one time, and has not come to disable."""
     if row is not None or not task.one_off or not task.total_run_count:
@@ -108,21 +96,3 @@ def _timetable(task: Any, row: Schedule) -> Timetable:
 def _decided(row: Schedule) -> datetime:
     assert row.decided_until is not None
     return row.decided_until
-
-
-def outlook(task: Any, now: datetime, row: Schedule | None = None) -> Outlook:
-    """A schedule as it stands, for a person who looks; nothing is written."""
-    row = row or ledger.rows().filter(name=task.name).first()
-    try:
-        table = timetable_shown(task, row, now)
-    except Unschedulable as problem:
-        return Outlook(task, row, None, str(problem))
-    decided = row.decided_until if row is not None and row.decided_until else now
-    next_at = table.first(decided)
-    return Outlook(task, row, next_at, "" if next_at is not None else NEVER)
-
-
-def timetable_shown(task: Any, row: Schedule | None, now: datetime) -> Timetable:
-    """The timetable of a schedule that beat may not have seen yet. Raises ``Unschedulable``."""
-    anchor = row.anchor if row is not None and row.anchor and row.says == rules.says(task) else now
-    return rules.timetable(task, anchor)

@@ -49,7 +49,12 @@ def ticks() -> QuerySet[Tick]:
 
 def enabled() -> Any:
     """The periodic tasks that are to fire, with their schedules."""
-    return _written().filter(enabled=True).select_related(*rules.KINDS)
+    return every().filter(enabled=True)
+
+
+def every() -> Any:
+    """All periodic tasks, with their schedules."""
+    return _written().select_related(*rules.KINDS)
 
 
 def _written() -> Any:

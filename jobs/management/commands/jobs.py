@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from django.apps import apps
+
 from jobs.management.acting import Cancel, PauseVerb, Prune, RequeueStuck, Resume, Retry
 from jobs.management.looking import List, Show, Stats
-from jobs.management.verbs import VerbCommand
+from jobs.management.verbs import Verb, VerbCommand
+
+SCHEDULES: tuple[type[Verb], ...] = ()
+if apps.is_installed("django_celery_beat"):
+    from jobs.management.schedules import Schedules
+
+    SCHEDULES = (Schedules,)
 
 
 class Command(VerbCommand):
     """The verbs on jobs."""
 
     help = "Look at jobs and act on them. Each verb explains itself: manage.py jobs VERB --help."
-    verbs = (List, Show, Stats, Cancel, Retry, Prune, RequeueStuck, PauseVerb, Resume)
+    verbs = (List, Show, Stats, Cancel, Retry, Prune, RequeueStuck, PauseVerb, Resume, *SCHEDULES)
     examples = (
         "jobs stats",
         "jobs list --state failed --since 2h",
