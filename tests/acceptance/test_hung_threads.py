@@ -44,6 +44,8 @@ def test_a_hung_body_costs_its_worker_a_slot_and_the_last_slot_ends_the_worker(
     wait_until(lambda: fresh(job).state == State.FAILED, timeout=30)
     assert fresh(job).reason == f"poison: lost 3 times, last: {HUNG}"
     wait_until(lambda: fresh(bystander).state == State.COMPLETED)
+    assert platform.worker is not None
+    platform.worker.kill()  # its slot is lost, too: the next test has a new one
 
 
 def test_a_body_that_can_be_interrupted_is_stopped_at_its_limit_and_costs_no_slot(
