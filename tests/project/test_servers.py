@@ -133,6 +133,7 @@ def test_postgres_runs_from_a_wheel_that_its_user_may_not_enter(
         assert says(server, "SELECT 1") == 1
 
 
+@pytest.mark.slow
 def test_rabbitmq_keeps_its_messages_and_its_address_over_crashes_and_restarts(node: RabbitmqServer) -> None:
     before = node.url
     with connected(before) as connection:
@@ -163,6 +164,7 @@ def test_a_closed_rabbitmq_leaves_no_process(node: RabbitmqServer) -> None:
     assert outlived(pids) == []
 
 
+@pytest.mark.slow
 def test_rabbitmq_is_not_ours_when_another_node_answers_on_its_port(node: RabbitmqServer, tmp_path: Path) -> None:
     second = servers.rabbitmq_server(tmp_path / "second", port=node.port)
     assert not second.answers()
