@@ -7,6 +7,8 @@ import signal
 from typing import Any
 from uuid import uuid4
 
+from kombu import Connection
+
 from tests.chaos.matrix import row
 from tests.chaos.stage import Stage
 
@@ -25,15 +27,20 @@ def memory_error(stage: Stage) -> None:
     stage.require(stage.worker.running, "the worker lives on")
 
 
-@row(21, "malformed messages, without id, not JSON", must="worker lives, others flow, each is kept and shown")
+@row(21, "malformed messages, without id, not JSON", must="worker lives, others flow, each is kept and shown",
+     brokers=BOTH)  # fmt: skip
 def malformed_messages(stage: Stage) -> None:
     stage.start()
     stage.enqueue(10, seconds=0.05)
-    junk = [*_junk()]
+    on_redis = stage.broker.url.startswith("redis")
+    junk: list[Any] = _junk() if on_redis else _amqp_junk()
     stage.fault()
-    for text in junk:
-        with stage.redis as client:
-            client.lpush("default", text)
+    for one in junk:
+        if on_redis:
+            with stage.redis as client:
+                client.lpush("default", one)
+        else:
+            _publish(stage.broker.url, *one)
         stage.enqueue(1, seconds=0.01)
     stage.enqueue(20, seconds=0.05)
     stage.settle(40 if stage.celery else None)
@@ -69,6 +76,30 @@ def _junk() -> list[bytes]:
         if "id" in shape["headers"]:
             shape["headers"]["id"] = str(uuid4())
     return [b"not JSON at all", b"\xff\xfe\x00", b"17", b"[1, 2]", *(json.dumps(shape).encode() for shape in shapes)]
+
+
+def _amqp_junk() -> list[tuple[bytes, str, dict[str, Any]]]:
+    """What somebody may publish to a queue of RabbitMQ: body, content type, headers."""
+    call = {"task": "tests.chaos.tasks.plain"}
+    named = [{**call, "id": str(uuid4())} for _ in range(5)]
+    return [
+        (b"not JSON at all", "text/plain", {}),
+        (b"\xff\xfe\x00", "application/octet-stream", {}),
+        (b"[[], {}, {}]", "application/json", call),
+        (b"[1, 2]", "application/json", named[0]),
+        (b"{nonsense", "application/json", named[1]),
+        (b"[[], [1], {}]", "application/json", named[2]),
+        (b"[[], {}, {}]", "application/json", {**named[3], "eta": "tomorrow"}),
+        (b"no gzip", "application/json", {**named[4], "compression": "application/x-gzip"}),
+    ]
+
+
+def _publish(url: str, body: bytes, content_type: str, headers: dict[str, Any]) -> None:
+    with Connection(url) as connection:
+        connection.Producer().publish(
+            body, exchange="", routing_key="default", content_type=content_type, content_encoding="binary",
+            headers=headers,
+        )  # fmt: skip
 
 
 @row(22, "unknown task during a rolling deploy", must="waits for a new worker", brokers=BOTH)
