@@ -73,12 +73,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def options_of(asked: argparse.Namespace) -> Options:
     """The options, checked. Raises ``Mistake``."""
-    asked.parallel = _whole("PARALLEL", asked.parallel or "2")
+    quick = asked.quick not in ("", "0", "no", "false")
+    asked.parallel = _whole("PARALLEL", asked.parallel or ("3" if quick else "2"))
     if not 1 <= asked.parallel <= 64:
         raise Mistake(f"PARALLEL={asked.parallel} cannot be. Set it to how many rows are to run at a time: 1, 2, 3 …")
     return Options(
         seed=_whole("SEED", asked.seed) if asked.seed else secrets.randbelow(10**6),
-        quick=asked.quick not in ("", "0", "no", "false"),
+        quick=quick,
         database=_one_of("DATABASE", asked.database or "postgres", ("postgres", "sqlite")),
         broker=_one_of("BROKER", asked.broker or "redis", ("redis", "rabbitmq")),
         against=_one_of("AGAINST", asked.against or "mainstay", ("mainstay", "celery")),
