@@ -18,7 +18,7 @@ from django_celery_beat import admin as theirs
 from django_celery_beat.models import CrontabSchedule, IntervalSchedule, PeriodicTask
 
 from jobs import declared, drafts, lifecycle, outbox
-from jobs.admin.wording import job_address, label, short_id, since
+from jobs.admin.wording import job_address, label, lasting, short_id, since
 from jobs.errors import JobsError
 from jobs.models import Schedule
 from jobs.schedule import call, edits, ledger, preview, rules
@@ -166,14 +166,14 @@ class PeriodicTaskAdmin(theirs.PeriodicTaskAdmin):  # type: ignore[misc]
         if found.problem:
             return format_html("{} {}", label("cannot fire", "failed"), found.problem)
         rows = format_html_join(
-            "", "<li><code>{}</code> <span class='jobs-quiet'>{}</span></li>",
+            "", "<div><code>{}</code> <span class='jobs-quiet'>{}</span></div>",
             ((preview.local(fire, found.zone), since(fire, found.now)) for fire in found.fires),
         )  # fmt: skip
         head = "" if task.enabled else format_html("<p class='jobs-quiet'>If it were enabled:</p>")
         if found.overdue_since is not None:
             sentence = "A fire is overdue since {} and not decided yet. Is a beat running?"
             head = format_html("<p>{}</p>", sentence.format(preview.local(found.overdue_since, found.zone)))
-        return format_html("{}<ul class='jobs-plain'>{}</ul>", head, rows)
+        return format_html("{}<div class='readonly'>{}</div>", head, rows)
 
     @admin.display(description="Last fires")
     def last_fires(self, task: Any) -> SafeString | str:
@@ -182,11 +182,11 @@ class PeriodicTaskAdmin(theirs.PeriodicTaskAdmin):  # type: ignore[misc]
             return "None yet."
         found = preview.outlook(task)
         rows = format_html_join(
-            "", "<li><code>{}</code> {} <span class='jobs-quiet'>{}</span></li>",
+            "", "<div><code>{}</code> {} <span class='jobs-quiet'>{}</span></div>",
             ((preview.local(t.fire_at, found.zone), _became(t.job_id, t.left_out), t.reason)
              for t in preview.recent(task.name, SHOWN)),
         )  # fmt: skip
-        return format_html("<ul class='jobs-plain'>{}</ul>", rows) if rows else "None yet."
+        return format_html("<div class='readonly'>{}</div>", rows) if rows else "None yet."
 
 
 def _column(title: str, value: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -201,7 +201,7 @@ def _next_fire(found: Outlook) -> SafeString | str:
     if found.problem:
         return label("cannot fire", "failed", found.problem)
     if found.overdue_since is not None:
-        text = f"overdue, {since(found.overdue_since, found.now)}"
+        text = f"overdue by {lasting(found.now - found.overdue_since)}"
         return label(text, "retrying", "Beat has not decided it yet: is a beat running?")
     at = found.next_at
     if at is None:
