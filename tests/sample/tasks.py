@@ -332,7 +332,9 @@ def deaf(how: str, seconds: int = 30) -> None:
             time.sleep(0.05)
     if how == "in C":
         hashlib.pbkdf2_hmac("sha256", b"", b"", seconds * 2_000_000)
-    if how == "holding the interpreter":
+    if how == "holding the interpreter in the end":
+        time.sleep(2)
+    if how.startswith("holding the interpreter"):
         ctypes.PyDLL(None).sleep(seconds)
     witness(f"end:{how}")
 
