@@ -1,18 +1,24 @@
 """What becomes of messages that nobody here can run: written down once, shown with secrets hidden, ended in time."""
 
+import threading
+from contextlib import nullcontext
 from datetime import timedelta
+from itertools import repeat
 from typing import Any
 from unittest.mock import Mock
 from uuid import uuid4
 
 import pytest
 from celery.exceptions import InvalidTaskError
+from django.db import OperationalError
+from django.test import Client
+from django.urls import reverse
 from kombu.exceptions import ContentDisallowed
 
 from dlq import replay
 from dlq.models import DeadLetter
 from jobs import control, lifecycle, shown, strays, transport
-from jobs.consumer import check_call, stray_from
+from jobs.consumer import Keeper, check_call, stray_from
 from jobs.errors import PayloadError, Refused
 from jobs.models import Job
 from jobs.payload import Payload
@@ -91,6 +97,18 @@ def test_secrets_in_broken_text_are_hidden(sent: list[str]) -> None:
     text = shown.payload(strays.NAMELESS, DeadLetter.objects.get().payload).text
     assert "hunter2" not in text
     assert "ann" in text
+
+
+def test_the_pages_of_an_unreadable_message_show_it_with_its_secrets_hidden(
+    sent: list[str], admin_client: Client, settings: Any
+) -> None:
+    settings.SECURE_SSL_REDIRECT = False
+    strays.keep(JUNK)
+    letter = DeadLetter.objects.get()
+    for page in (("dlq_deadletter", letter.pk), ("jobs_job", letter.job_id)):
+        html = admin_client.get(reverse(f"admin:{page[0]}_change", args=[page[1]])).content.decode()
+        assert "ann" in html
+        assert "hunter2" not in html
 
 
 # --- Replay -------------------------------------------------------------------------------------------------
@@ -275,3 +293,44 @@ def test_the_same_content_of_a_list_has_the_same_tag() -> None:
     one, same, other = (transport.envelope(content, "q") for content in (b"x", b"x", b"y"))
     tags = [message["properties"]["delivery_tag"] for message in (one, same, other)]
     assert tags[0] == tags[1] != tags[2]
+
+
+# --- Keeping before acknowledging -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def keeper(monkeypatch: pytest.MonkeyPatch) -> Keeper:
+    """A keeper whose database acts happen where the test says."""
+    monkeypatch.setattr("jobs.gate.talking", nullcontext)
+    monkeypatch.setattr("jobs.outage.pauses", lambda: repeat(0.01))
+    return Keeper()
+
+
+def kept_after(keeper: Keeper, monkeypatch: pytest.MonkeyPatch, *answers: Any) -> list[Any]:
+    """What was done, in order, with one stray, where keeping it has these answers."""
+    acts: list[Any] = []
+    left, done = list(answers), threading.Event()
+
+    def keep(stray: Stray) -> None:
+        answer = left.pop(0)
+        acts.append("bare" if stray.body != JUNK.body else "keep")
+        if answer is not None:
+            raise answer
+
+    def call_soon(*_: Any) -> None:
+        acts.append("acknowledge")
+        done.set()
+
+    monkeypatch.setattr(strays, "keep", keep)
+    keeper.take(Mock(call_soon=call_soon), Mock(), JUNK)
+    assert done.wait(5)
+    return acts
+
+
+def test_a_stray_is_acknowledged_once_the_database_has_it(keeper: Keeper, monkeypatch: pytest.MonkeyPatch) -> None:
+    away = OperationalError("gone")
+    assert kept_after(keeper, monkeypatch, away, away, None) == ["keep", "keep", "keep", "acknowledge"]
+
+
+def test_a_stray_that_cannot_be_stored_is_stored_bare(keeper: Keeper, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert kept_after(keeper, monkeypatch, ValueError("odd"), None) == ["keep", "bare", "acknowledge"]
