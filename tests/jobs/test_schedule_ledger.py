@@ -223,6 +223,15 @@ def test_a_schedule_that_is_made_again_under_its_name_begins_anew(sent: list[str
     assert ledger.decide(task.pk).fired == 0
 
 
+def test_a_schedule_that_is_made_again_unseen_begins_anew(sent: list[str]) -> None:
+    task = every(10)
+    missed(task, hours=2)
+    PeriodicTask.objects.filter(pk=task.pk)._raw_delete("default")
+    made = PeriodicTask(pk=task.pk + 1, name="often", interval=task.interval, task=ADD, date_changed=ago(seconds=1))
+    PeriodicTask.objects.bulk_create([made])
+    assert ledger.decide(made.pk).fired == 0
+
+
 def test_setting_the_last_run_back_asks_to_catch_up_from_there(sent: list[str]) -> None:
     task = daily(last_run_at=None)
     assert ledger.decide(task.pk).fired == 0
