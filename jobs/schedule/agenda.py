@@ -64,7 +64,8 @@ class Agenda:
         try:
             if _never_again(task, row):
                 return None
-            row = ledger.noted(task)
+            if row is None or ledger.unnoted(row, task):
+                row = ledger.noted(task)
             seen = (row.says, row.anchor, row.decided_until, task.start_time, task.expires)
             known = self._known.get(task.pk)
             if known is None or known[0] != seen:

@@ -72,7 +72,7 @@ def noted(task: Any, *, saved: bool = False) -> Schedule:
     """
     for _ in range(5):
         row = rows().filter(name=task.name).first()
-        changes = _changes(row, task, saved=saved)
+        changes = unnoted(row, task, saved=saved)
         if row is not None and not changes:
             return row
         if row is None:
@@ -82,7 +82,7 @@ def noted(task: Any, *, saved: bool = False) -> Schedule:
     raise RuntimeError(f"The schedule {task.name} changes faster than it can be read.")
 
 
-def _changes(row: Schedule | None, task: Any, *, saved: bool) -> dict[str, Any]:
+def unnoted(row: Schedule | None, task: Any, *, saved: bool = False) -> dict[str, Any]:
     """What is to be written before the task can be decided."""
     says, ran_at = rules.says(task), rules.aware(task.last_run_at)
     if row is None or row.periodic_task_id != task.pk:
