@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shutil
 import signal
 import socket
 import threading
@@ -169,29 +168,43 @@ def three_conductors(stage: Stage) -> None:
 
 @row(41, "clock of a host off by 5 min", must="leases on DB clock", celery="it has no clock to agree on")
 def clock_skew(stage: Stage) -> None:
-    if shutil.which("faketime") is None:
-        stage.skip("faketime is not installed (Debian: apt-get install faketime)")
-    stage.start_conductor(wrap=skewed("+5m"))
-    for clock in ("+5m", "-5m"):
-        stage.start_worker(wrap=skewed(clock), concurrency=1)
-    begun = time.monotonic()
+    stage.start_conductor(environ=skewed(stage, 300))
+    for seconds in (300, -300):
+        stage.start_worker(environ=skewed(stage, seconds), concurrency=1)
+    began = time.monotonic()
     delayed = stage.enqueue(6, options={"countdown": 3})
+    stage.wait_begun(delayed[:1])
+    waited = time.monotonic() - began
     stage.mixed(30)
     long = stage.enqueue(2, seconds=stage.lease + 3)
-    stage.wait_begun(delayed)
-    waited = time.monotonic() - begun
-    stage.fault()
+    stage.wait_begun(long)
     stage.workers[0].kill()
-    stage.start_worker(wrap=skewed("-5m"), concurrency=2)
+    stage.start_worker(environ=skewed(stage, -300), concurrency=2)
     stage.settle()
     stage.measure(delayed_s=round(waited, 1))
     stage.require(waited >= 3, "nothing runs before it is due")
     stage.require(stage.begun(long) <= 3, "only what the killed worker ran is run again")
 
 
-def skewed(by: str) -> tuple[str, ...]:
-    """A command before a command that sets its clock wrong; not the monotonic one, which no administrator can."""
-    return ("env", "FAKETIME_DONT_FAKE_MONOTONIC=1", "faketime", "-f", by)
+def skewed(stage: Stage, seconds: int) -> dict[str, str]:
+    """An environment in which Python's time and Django's are wrong; the monotonic clock, which nobody sets, is right.
+
+    (Under libfaketime, Python's own waits fail or never end.)
+    """
+    folder = stage.world.directory / f"clock{seconds:+d}"
+    folder.mkdir(exist_ok=True)
+    (folder / "sitecustomize.py").write_text(SKEW.format(seconds=seconds))
+    return {"PYTHONPATH": f"{folder}{os.pathsep}{stage.world.environ()['PYTHONPATH']}"}
+
+
+SKEW = """
+import datetime, time
+from django.utils import timezone
+told, told_ns, by = time.time, time.time_ns, {seconds}
+time.time = lambda: told() + by
+time.time_ns = lambda: told_ns() + by * 10**9
+timezone.now = lambda: datetime.datetime.now(tz=datetime.timezone.utc) + datetime.timedelta(seconds=by)
+"""
 
 
 @row(130, "Postgres becomes read-only (a failover to a standby)", must="wait, then go on", databases=POSTGRES,
@@ -421,14 +434,17 @@ def statements_time_out(stage: Stage) -> None:
 @row(137, "every connection is broken, again and again, under load", must="no loss", databases=POSTGRES,
      own_database=True, celery=NO_DATABASE)  # fmt: skip
 def connections_break(stage: Stage) -> None:
+    stage.enqueue(1)
+    sessions = "SELECT pid FROM pg_stat_activity WHERE datname = 'mainstay' AND pid <> pg_backend_pid()"
+    callers = [int(pid) for (pid,) in stage.database.rows(sessions)]  # a call has nobody to wait: it would be refused
     stage.start(concurrency=3)
     load = stage.steady_mixed(stage.scaled(120, 60), rate=12)
     stage.fault()
     until = time.monotonic() + stage.scaled(15, 8)
     while time.monotonic() < until or not load.done:
-        others = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'mainstay'"
-        with contextlib.suppress(psycopg.Error):
-            stage.database.rows(f"{others} AND pid <> pg_backend_pid() AND random() < 0.5")
+        for (pid,) in stage.database.rows(sessions):
+            if pid not in callers and stage.random.random() < 0.5:
+                stage.database.execute(f"SELECT pg_terminate_backend({pid:d})")
         stage.sleep(stage.random.uniform(0.2, 1.0))
     stage.settle()
 
