@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 import django
+from django.db import close_old_connections
 
 from tests.chaos import ledger
 
@@ -72,6 +73,7 @@ def enqueue(specs: list[Spec], pause: float = 0.0, stop: str = "") -> int:
     for number, spec in enumerate(specs):
         if stop and os.path.exists(stop):  # noqa: PTH110
             return number
+        close_old_connections()  # as a web server does before each request
         ask(spec)
         time.sleep(pause)
     return len(specs)
