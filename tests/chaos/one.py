@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
+import math
 import signal
 import sys
 import time
@@ -108,7 +109,7 @@ def conclude(stage: Stage, outcome: Outcome) -> None:
     outcome.counts = verdict.counts()
     outcome.problems += [*verdict.problems, *stage.problems]
     outcome.measures, outcome.shortened = stage.measures, stage.shortened
-    outcome.recovery_s = None if stage.struck is None else round(stage.recovery_s, 2)
+    outcome.recovery_s = None if math.isinf(stage.recovery_s) else round(stage.recovery_s, 2)
     if outcome.problems:
         outcome.logs = _last_words(stage)
 

@@ -73,8 +73,8 @@ def worker_frozen(stage: Stage) -> None:
     kind = "plain" if stage.database.vendor == "sqlite" else "transactional"
     # The deaf do not hear that they have lost their lease; the stopped go on at their last line, and record.
     numbers = []
-    for how in ("deaf", "stop"):
-        ways: Any = {"seconds": 2, "how": how, "until": 2}
+    for how, seconds in (("deaf", 6), ("stop", 0.5)):
+        ways: Any = {"seconds": seconds, "how": how, "until": 2}
         numbers += [*stage.enqueue(1, **ways), *stage.enqueue(1, kind, **ways)]
     stage.wait_running(4)
     frozen = stage.worker
