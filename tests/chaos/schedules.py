@@ -39,8 +39,8 @@ class Fault:
 def draw(dice: random.Random, kinds: list[str], lease: float) -> list[Fault]:
     """A few faults at random moments.
 
-    >>> draw(random.Random(1), ["a", "b"], 6.0) == draw(random.Random(1), ["a", "b"], 6.0)
-    True
+    >>> print(draw(random.Random(1), ["a", "b"], 6.0)[0])
+    0.5s b(0.27) for 6.5s
     """
     count = dice.randint(LEAST, MOST)
     faults = [
