@@ -19,6 +19,8 @@ BROKER = "default"
 BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 # What went out this long before the marker did is in the broker if the marker is.
 MARGIN = timedelta(seconds=60)
+# As long may a marker on RabbitMQ be in the hands of a process that stands still: see ``broker_heartbeat``.
+HELD = timedelta(seconds=30)
 # How far the clock of a host may be off: ids are made there.
 CLOCKS = timedelta(minutes=10)
 
@@ -43,7 +45,7 @@ def judge(kept: Epoch, found: Marker | None, server: str) -> Verdict:
     if found.serial > kept.serial:
         # The rows are older than their messages, any of which may have been consumed since.
         return Verdict(lost_since=BEGINNING, forgotten_since=kept.marked_at)
-    if found.serial < kept.serial - 1 or server != kept.server:
+    if found.serial < kept.serial - 1 or (server and kept.server and server != kept.server):
         return Verdict(lost_since=found.at - MARGIN)
     return Verdict()
 
@@ -60,14 +62,24 @@ def tick() -> int:
 def _moved_on(place: Place) -> int:
     kept = Epoch.objects.using(lifecycle.alias()).get_or_create(broker=BROKER)[0]
     now = lifecycle.database_now()
+    if place.marker is None and place.perhaps_held and kept.marked_at is not None and now - kept.marked_at < HELD:
+        return 0
     verdict = judge(kept, place.marker, place.server)
-    following = Marker(max(kept.serial, place.marker.serial if place.marker else 0) + 1, now)
+    following = Marker(_next_serial(kept, place.marker), now)
     # Somebody else may lead by now: then it is theirs to move the marker on.
     mine = Epoch.objects.using(lifecycle.alias()).filter(broker=BROKER, serial=kept.serial)
     if not mine.update(serial=following.serial, server=place.server, marked_at=now, **_noted(kept, verdict, now)):
         return 0
     place.leave(following)
     return _reported(kept, verdict, now)
+
+
+def _next_serial(kept: Epoch, found: Marker | None) -> int:
+    """The number that the marker moves on to; the same once more, where it did not arrive the last time.
+
+    A broker that refuses it for a while, because it is full, must not seem to have been set back.
+    """
+    return kept.serial + 1 if found is None else max(kept.serial, found.serial + 1)
 
 
 def _noted(kept: Epoch, verdict: Verdict, now: datetime) -> dict[str, Any]:

@@ -9,7 +9,9 @@ from datetime import datetime
 from itertools import islice
 from typing import Any, Protocol
 
+from amqp.exceptions import NotFound
 from django.db import Error
+from redis.exceptions import ResponseError, WatchError
 
 from jobs import publisher
 from jobs.errors import BrokerUnavailable
@@ -46,6 +48,7 @@ class Place(Protocol):
 
     server: str
     marker: Marker | None
+    perhaps_held: bool  # by another process that looks at it, where none was found
 
     def leave(self, marker: Marker) -> None:
         """Put this marker in place of the one that was found."""
@@ -57,17 +60,32 @@ class Place(Protocol):
 class _OnRedis:
     """A field of a hash; the server's run changes with each start and with a failover."""
 
+    perhaps_held = False
+
     def __init__(self, channel: Any) -> None:
         # Commands that kombu knows how to prefix, where environments share a server by ``global_keyprefix``.
-        self._client = channel.client
-        self.marker = Marker.read(self._client.hget(NAME, "marker"))
-        self.server = str(self._client.info("server").get("run_id", ""))
+        self._seen = channel.client.pipeline()
+        self._seen.watch(NAME)
+        self.marker = Marker.read(self._seen.hget(NAME, "marker"))
+        self.server = _run_of(channel.client)
 
     def leave(self, marker: Marker) -> None:
-        self._client.hset(NAME, "marker", str(marker))
+        self._seen.multi()
+        self._seen.hset(NAME, "marker", str(marker))
+        # Flushed since we looked, or moved on by another conductor while this one stood still: the next look tells.
+        with suppress(WatchError):
+            self._seen.execute()
 
     def close(self) -> None:
-        """Nothing is held."""
+        self._seen.reset()
+
+
+def _run_of(client: Any) -> str:
+    """Which run of the server this is; nothing where it may not be asked, as a user with few rights may not."""
+    try:
+        return str(client.info("server").get("run_id", ""))
+    except ResponseError:
+        return ""
 
 
 class _OnAmqp:
@@ -77,7 +95,11 @@ class _OnAmqp:
 
     def __init__(self, channel: Any) -> None:
         self._channel = channel
-        channel.queue_declare(queue=NAME, durable=True, auto_delete=False)
+        # The queue goes with a node that was reset. While it is there and empty, a conductor that stands still may
+        # have the marker: RabbitMQ hands it out again when that one's connection is gone.
+        self.perhaps_held = _has_queue(channel)
+        if not self.perhaps_held:
+            channel.queue_declare(queue=NAME, durable=True, auto_delete=False)
         self._held = list(islice(iter(lambda: channel.basic_get(NAME), None), COPIES))
         markers = [marker for message in self._held if (marker := Marker.read(message.body))]
         self.marker = max(markers, key=lambda marker: marker.serial, default=None)
@@ -92,6 +114,16 @@ class _OnAmqp:
         """What was not replaced goes back."""
         while self._held:
             self._channel.basic_reject(self._held.pop().delivery_tag, requeue=True)
+
+
+def _has_queue(channel: Any) -> bool:
+    asking = channel.connection.channel()  # RabbitMQ closes it to say no
+    try:
+        asking.queue_declare(queue=NAME, passive=True)
+    except NotFound:
+        return False
+    asking.close()
+    return True
 
 
 _PLACES: dict[str, Callable[[Any], Place]] = {"redis": _OnRedis, "amqp": _OnAmqp}

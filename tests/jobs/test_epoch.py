@@ -1,11 +1,14 @@
 """The marker in the broker: what is gone from the broker, or from the database, is seen by it."""
 
+from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from unittest.mock import Mock
 from uuid import UUID, uuid4
 
 import pytest
 from redis import Redis
+from redis.exceptions import ResponseError
 
 from jobs import epoch, lifecycle, marker
 from jobs.epoch import BEGINNING, MARGIN, Verdict, judge
@@ -36,6 +39,19 @@ KEPT = Epoch(broker="default", server="a", serial=7, marked_at=NOON)
 )
 def test_a_marker_tells_who_was_set_back(found: Marker | None, server: str, verdict: Verdict) -> None:
     assert judge(KEPT, found, server) == verdict
+
+
+def test_a_marker_that_may_be_in_other_hands_is_waited_for(db: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    elsewhere = Mock(marker=None, perhaps_held=True, server="")
+    monkeypatch.setattr(marker, "place", lambda: nullcontext(elsewhere))
+    kept = Epoch.objects.create(broker="default", serial=7, marked_at=lifecycle.database_now())
+    epoch.tick()
+    kept.refresh_from_db()
+    assert (kept.serial, kept.lost_until) == (7, None)
+    Epoch.objects.update(marked_at=lifecycle.database_now() - 2 * epoch.HELD)
+    epoch.tick()
+    kept.refresh_from_db()
+    assert (kept.serial, kept.lost_since) == (8, BEGINNING)
 
 
 def test_a_first_look_finds_nothing_lost() -> None:
@@ -170,6 +186,66 @@ class TestOnARealServer:
         broker.stop()
         assert epoch.tick() == 0
         assert not Epoch.objects.filter(lost_until__isnull=False).exists()
+
+    def test_a_broker_that_takes_no_marker_for_a_while_was_not_set_back(
+        self, client: Redis, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        epoch.tick()
+
+        def full(self: Any, marker: Marker) -> None:
+            raise ResponseError("OOM command not allowed when used memory > 'maxmemory'.")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(marker._OnRedis, "leave", full)
+            for _ in range(5):
+                epoch.tick()
+        epoch.tick()
+        assert not Epoch.objects.filter(lost_until__isnull=False).exists()
+
+    def test_a_flush_while_the_marker_is_moved_on_is_seen(self, client: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+        epoch.tick()
+        reserved()
+        leave = marker._OnRedis.leave
+
+        def late(self: Any, marker: Marker) -> None:
+            client.flushall()
+            leave(self, marker)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(marker._OnRedis, "leave", late)
+            epoch.tick()
+        assert epoch.tick() == 1
+
+    def test_a_conductor_that_stood_still_sets_no_marker_back(
+        self, client: Redis, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        epoch.tick()
+        leave = marker._OnRedis.leave
+
+        def others_went_on(self: Any, marker: Marker) -> None:
+            patch.undo()
+            for _ in range(3):
+                epoch.tick()
+            leave(self, marker)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(marker._OnRedis, "leave", others_went_on)
+            epoch.tick()
+        epoch.tick()
+        assert not Epoch.objects.filter(lost_until__isnull=False).exists()
+
+    def test_a_user_who_may_not_ask_which_server_it_is_keeps_a_marker(self, client: Redis) -> None:
+        client.acl_setuser(
+            "default", enabled=True, nopass=True, commands=["+@all", "-info"], keys=["*"], channels=["*"]
+        )
+        try:
+            epoch.tick()
+            epoch.tick()
+            client.delete(marker.NAME)
+            job = reserved()
+            assert (epoch.tick(), fresh(job).state) == (1, State.RESERVED)
+        finally:
+            client.execute_command("ACL", "SETUSER", "default", "+info")
 
     def test_a_conductor_that_was_overtaken_leaves_the_marker_alone(
         self, client: Redis, monkeypatch: pytest.MonkeyPatch
