@@ -20,7 +20,9 @@ from jobs.states import State
 
 SLICE = 2000  # rows that one statement moves
 WATCHING = 5.0  # seconds in which each live worker reports at least once
-RESTING = 10.0  # times as long as the last look at the lines took
+RESTING = 10.0  # times as long as the last look at the lines took, where it found nothing
+LONGEST_REST = 30.0
+A_TURN = 2.0  # seconds after which a chore lets the others have their turn
 
 
 def release(limit: int | None = None) -> int:
@@ -59,10 +61,20 @@ class Reconciler:
         if self._is_watching():
             found += _lost_with_workers(reports, limit)
         if time.monotonic() >= self.resting_until:
-            began = time.monotonic()
-            found += self._lost_from_lines(reports, limit)
-            # A million reserved jobs take a while to look through, and need not be looked through all the time.
-            self.resting_until = time.monotonic() + RESTING * (time.monotonic() - began)
+            found += self._looked_at_lines(reports, limit)
+        return found
+
+    def _looked_at_lines(self, reports: Reports, limit: int) -> int:
+        began, found = time.monotonic(), 0
+        try:
+            found = self._lost_from_lines(reports, limit)
+        except BrokerUnavailable:
+            self.empty_since.clear()  # how long a broker does not answer says nothing of how long a look takes
+        else:
+            if not found:
+                # A million reserved jobs take a while to look through, and need not be looked through all the time.
+                took = time.monotonic() - began
+                self.resting_until = time.monotonic() + min(RESTING * took, LONGEST_REST)
         return found
 
     def _is_watching(self) -> bool:
@@ -87,11 +99,7 @@ class Reconciler:
 
     def _empty_at(self, line: Line, first: datetime, reports: Reports) -> datetime | None:
         """A moment after ``first`` at which the line was empty, if every live worker has reported since."""
-        try:
-            if publisher.in_use().depth(line.queue, line.priority):
-                self.empty_since.pop(line, None)
-                return None
-        except BrokerUnavailable:
+        if publisher.in_use().depth(line.queue, line.priority):
             self.empty_since.pop(line, None)
             return None
         since = self.empty_since.setdefault(line, reports.now)
@@ -118,12 +126,14 @@ def _lost_with_the_broker(reports: Reports) -> int:
     span = [lifecycle.prepared("sent_at", moment) for moment in (epoch.lost_since, epoch.lost_until)]
     held = [lifecycle.prepared("id", job_id) for job_id in reports.held]
     others = f"AND id NOT IN ({', '.join(['%s'] * len(held))})" if held else ""
-    found = 0
+    found, until = 0, time.monotonic() + A_TURN
     while moved := lifecycle.move_slice(
         State.RESERVED, State.PENDING, f"sent_at >= %s AND sent_at <= %s {others}", [*span, *held],
         "its message was lost with the broker", SLICE, due_at=Column("sent_at"), sends=0,
     ):  # fmt: skip
         found += moved
+        if time.monotonic() > until:
+            return found  # the rest in the next tick: those that are due again are sent meanwhile
     epochs.made_good(epoch)
     return found
 
@@ -139,8 +149,10 @@ def _lost_with_workers(reports: Reports, limit: int) -> int:
 def give_up_hold(worker: Worker, held: frozenset[str] = frozenset(), limit: int = 500) -> int:
     """Make due again what a worker that is no more had received and not begun; return how many."""
     lost = evidence.reserved().filter(pk__in=set(worker.holds) - held, sent_at__lte=worker.seen_at)
-    found = sum(_lost(job) for job in lost[:limit])
-    Worker.objects.using(lifecycle.alias()).filter(pk=worker.pk, seen_at=worker.seen_at).update(holds=[])
+    jobs = list(lost[:limit])
+    found = sum(_lost(job) for job in jobs)
+    if len(jobs) < limit:  # else the rest is looked at in the next tick
+        Worker.objects.using(lifecycle.alias()).filter(pk=worker.pk, seen_at=worker.seen_at).update(holds=[])
     return found
 
 

@@ -217,12 +217,17 @@ def give_back(consumer: Any) -> None:
 def _held(consumer: Any) -> list[Any]:
     """The requests that this worker has received and not finished."""
     held = {request.id: request for request in copied(worker_state.reserved_requests)}
-    held |= {request.id: request for request in copied(worker_state.scheduled_requests)}
+    held |= {request.id: request for request in [*copied(worker_state.scheduled_requests), *rate_limited(consumer)]}
     for bucket in consumer.task_buckets.values():
-        if bucket is not None:  # a task with a rate limit
-            held |= {item[0].id: item[0] for item in list(bucket.contents) if hasattr(item[0], "id")}
+        if bucket is not None:
             bucket.clear_pending()
     return list(held.values())
+
+
+def rate_limited(consumer: Any) -> list[Any]:
+    """The requests that this worker has received, and that wait for a rate limit of Celery's."""
+    buckets = [bucket for bucket in copied(consumer.task_buckets.values()) if bucket is not None]
+    return [item[0] for bucket in buckets for item in copied(bucket.contents) if hasattr(item[0], "id")]
 
 
 def _returned(request: Any) -> bool:

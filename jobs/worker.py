@@ -164,8 +164,7 @@ def _tolerant() -> Iterator[None]:
 def report(instance: Any, started: Any = None) -> Any:
     """Write this worker's row; return when it first did."""
     now = lifecycle.database_now()
-    requests = {*shutdown.copied(worker_state.reserved_requests), *shutdown.copied(worker_state.active_requests)}
-    holds = {as_uuid(request.id) for request in requests}
+    holds = {as_uuid(request.id) for request in _received(getattr(instance, "consumer", None))}
     pool = getattr(instance.pool_cls, "__module__", "").rsplit(".", 1)[-1]
     seen = {
         "pid": os.getpid(), "seen_at": now, "started_at": started or now, "holds": sorted(holds),
@@ -179,7 +178,16 @@ def report(instance: Any, started: Any = None) -> Any:
     return seen["started_at"]
 
 
+def _received(consumer: Any) -> list[Any]:
+    """The requests that this worker has received and not finished."""
+    state = shutdown.worker_state
+    sets = (state.scheduled_requests, state.reserved_requests, state.active_requests)
+    # Those that wait for a rate limit first: they may become reserved while we look.
+    waiting = shutdown.rate_limited(consumer) if consumer is not None else []
+    return [*waiting, *(request for requests in sets for request in shutdown.copied(requests))]
+
+
 def _give_up_predecessor(name: str, holds: frozenset[str]) -> None:
     """What the last worker of our name held, and did not begin, is to be sent again: we are not that worker."""
     for predecessor in Worker.objects.using(lifecycle.alias()).filter(name=name):
-        reconcile.give_up_hold(predecessor, holds)
+        reconcile.give_up_hold(predecessor, holds, limit=len(predecessor.holds) + 1)

@@ -10,9 +10,12 @@ import pytest
 from celery.worker import state as worker_state
 from django.db.models import F
 from django.utils import timezone
+from kombu.utils.limits import TokenBucket
 
 from dlq.models import DeadLetter
 from jobs import lifecycle, publisher, worker
+from jobs.adoption import as_uuid
+from jobs.errors import BrokerUnavailable
 from jobs.models import Job, Worker
 from jobs.reconcile import Reconciler
 from jobs.states import Priority, State
@@ -125,14 +128,31 @@ def test_a_job_sent_after_the_queue_was_seen_empty_is_not_lost(depth: dict[str, 
 
 
 def test_nothing_is_lost_while_the_broker_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    from jobs.errors import BrokerUnavailable
-
-    def silent(queue: str, priority: int) -> int:
-        raise BrokerUnavailable("no answer")
-
-    monkeypatch.setattr(publisher.in_use(), "depth", silent)
+    monkeypatch.setattr(publisher.in_use(), "depth", Mock(side_effect=BrokerUnavailable("no answer")))
     suspect()
     assert Reconciler().tick() == 0
+
+
+def test_a_broker_that_takes_long_to_fail_is_asked_once_and_again_in_the_next_tick(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = Mock(side_effect=BrokerUnavailable("no answer"))
+    monkeypatch.setattr(publisher.in_use(), "depth", asked)
+    for priority in (Priority.NORMAL, Priority.HIGH):
+        Job.objects.filter(pk=suspect().pk).update(priority=priority)
+    reconciler = Reconciler()
+    reconciler.tick()
+    assert (asked.call_count, reconciler.resting_until) == (1, 0.0)
+
+
+def test_what_is_found_is_followed_up_without_a_rest(depth: dict[str, int]) -> None:
+    jobs, reconciler = [suspect() for _ in range(3)], Reconciler()
+    look(reconciler)
+    later(reconciler)
+    report()
+    reconciler.resting_until = 0.0
+    assert [reconciler.tick(limit=2), reconciler.tick(limit=2)] == [2, 1]
+    assert {fresh(job).state for job in jobs} == {State.PENDING}
 
 
 # --- What a dead worker held ----------------------------------------------------------------------
@@ -192,6 +212,24 @@ def test_a_new_worker_gives_up_what_the_last_one_of_its_name_held(
     worker.report(instance)
     assert (fresh(job).state, fresh(kept).state) == (State.PENDING, State.RESERVED)
     assert Worker.objects.get().holds == [str(kept.pk)]
+
+
+def test_all_that_a_dead_worker_held_is_sent_again_however_much_it_was(depth: dict[str, int]) -> None:
+    depth["default"] = 100_000
+    jobs, reconciler = [suspect() for _ in range(3)], watching(Reconciler())
+    report(ago=60, holds=tuple(jobs))
+    assert [reconciler.tick(limit=2), reconciler.tick(limit=2)] == [2, 1]
+
+
+def test_what_waits_for_a_rate_limit_of_celerys_is_reported_as_held() -> None:
+    bucket = TokenBucket(1)
+    bucket.add((Mock(id="limited"), 1))
+    consumer = SimpleNamespace(task_buckets={"task": bucket, "unlimited": None})
+    instance = SimpleNamespace(
+        hostname="w", app=publisher.in_use().app, concurrency=2, pool_cls=None, consumer=consumer
+    )
+    worker.report(instance)
+    assert Worker.objects.get().holds == [as_uuid("limited")]
 
 
 # --- What was overtaken in its line ---------------------------------------------------------------
