@@ -19,6 +19,9 @@ from jobs.payload import Payload
 from jobs.signals import job_failed
 from jobs.states import State
 
+# Clearly later than ``evidence.AT_ONCE``.
+UNKNOWN = timedelta(seconds=4)
+
 _BURIED_OPTIONS = {
     "task_id",
     "root_id",
@@ -80,6 +83,10 @@ def adopt(
         job.sends = 1
         if job.state == State.RESERVED:
             job.state, job.reason, job.due_at = State.PENDING, why, Clock(wait)  # type: ignore[assignment]
+    elif job.state == State.RESERVED:
+        # So that it is found if its message is lost just now. When that was sent, nobody knows: not when it was
+        # created, or what was sent before it was would seem to have been overtaken.
+        job.sent_at, job.sends = Clock(UNKNOWN), 1  # type: ignore[assignment]
     owner = outbox.record(job, drafts.declaration(name, task).key_scope, sent=True)
     if owner != job.pk:
         follow(job, owner)

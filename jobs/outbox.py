@@ -154,6 +154,8 @@ def _put_off(job: Job, error: Unsendable, give_up: Callable[[Job], Any] | None) 
 
 def take_back(jobs: Sequence[Job], reason: str) -> None:
     """Make reserved jobs pending again, for the conductor to send."""
+    if not jobs:
+        return
     marks = ", ".join(["%s"] * len(jobs))
     ids = [lifecycle.prepared("id", job.pk) for job in jobs]
     lifecycle.move_all(
@@ -204,5 +206,14 @@ def _routed(app: Any, name: str, task: Any, options: dict[str, Any]) -> str:
         route = app.amqp.router.route(given, options.get("route_name") or name, (), {}, task)
     except Exception as error:
         raise OptionError(f"{name} cannot be routed: {error}.") from error
-    queue = route.get("queue")
+    queue = _bound(app, route) or route.get("queue")
     return str(getattr(queue, "name", queue) or app.conf.task_default_queue)
+
+
+def _bound(app: Any, route: dict[str, Any]) -> str | None:
+    """The queue to which an exchange leads, where one was named: what is known of a lost message is known by queue."""
+    exchange, key = route.get("exchange"), route.get("routing_key")
+    name = getattr(exchange, "name", exchange)
+    bound = [q.name for q in app.amqp.queues.values() if name and q.exchange and q.exchange.name == name]
+    exact = [known for known in bound if app.amqp.queues[known].routing_key == key]
+    return next(iter(exact or (bound if len(bound) == 1 else ())), None)

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from django.db import transaction
+from kombu import Exchange, Queue
 from redis import Redis
 
 from jobs import outbox, publisher
@@ -174,3 +175,15 @@ def test_what_goes_out_at_once_is_marked_once(
 ) -> None:
     with django_assert_num_queries(1):
         add.delay(1, 2)
+
+
+def test_a_job_that_is_routed_by_exchange_knows_the_queue_that_this_leads_to(
+    broker: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is known of lost messages is known by queue: another one's emptiness would tell nothing of this job."""
+    app = publisher.in_use().app
+    mail = Queue("mail", Exchange("letters"), routing_key="letters.new")
+    monkeypatch.setitem(app.amqp.queues, "mail", mail)
+    mail(publisher.in_use().reached().channel).declare()
+    job = fresh(add.apply_async((1, 2), exchange="letters", routing_key="letters.new"))
+    assert (job.queue, publisher.in_use().depth("mail")) == ("mail", 1)

@@ -13,7 +13,7 @@ from django.utils import timezone
 from kombu.utils.limits import TokenBucket
 
 from dlq.models import DeadLetter
-from jobs import lifecycle, publisher, worker
+from jobs import evidence, intake, lifecycle, publisher, worker
 from jobs.adoption import as_uuid
 from jobs.errors import BrokerUnavailable
 from jobs.models import Job, Worker
@@ -345,3 +345,14 @@ def test_a_flushed_broker_is_seen_on_the_real_server(broker: RedisServer, wait_u
     later(reconciler)
     assert look(reconciler) == 1
     assert fresh(job).state == State.PENDING
+
+
+def test_an_adopted_job_whose_worker_died_before_it_began_is_found(depth: dict[str, int]) -> None:
+    """The message of a foreign producer, which this worker's death took along."""
+    depth["default"] = 1
+    intake.adopt(add.name, add, (1, 2), {}, {"queue": "default"})
+    (job,) = Job.objects.all()
+    assert evidence.progress(frozenset([str(job.pk)])) == {}
+    Job.objects.update(sent_at=F("sent_at") - timedelta(minutes=5))
+    report(ago=60, holds=(job,))
+    assert look(watching(Reconciler())) == 1
