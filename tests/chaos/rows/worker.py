@@ -88,6 +88,25 @@ def worker_frozen(stage: Stage) -> None:
     stage.require(stage.begun(numbers) == 2 * len(numbers), "each job runs twice")
 
 
+@row(50, "worker with threads SIGSTOP past its lease, then SIGCONT", must="late result fenced off", brokers=BOTH)
+def threads_frozen(stage: Stage) -> None:
+    """A thread cannot be killed when its lease is over: a deaf body goes on to its end, and only the fence is left."""
+    stage.start(pool="threads", concurrency=2)
+    kind = "plain" if stage.database.vendor == "sqlite" else "transactional"
+    ways: Any = {"seconds": 6, "how": "deaf", "until": 2}
+    numbers = [*stage.enqueue(1, **ways), *stage.enqueue(1, kind, **ways)]
+    stage.wait_running(2)
+    frozen = stage.worker
+    frozen.freeze()
+    stage.start_worker(pool="threads", concurrency=2)
+    stage.wait_begun(numbers, times=2)
+    frozen.thaw()
+    stage.settle()
+    stage.wait(lambda: stage.idle_since(2), "the thawed bodies are over", 30)
+    ends = sum(line.what == "end" and line.number in numbers for line in stage.lines)
+    stage.require(ends == 2 * len(numbers), "each body comes to its end twice, and one of them too late")
+
+
 @row(23, "SIGTERM with running and queued jobs", must="finish what runs, keep what is queued", brokers=BOTH)
 def warm_shutdown(stage: Stage) -> None:
     stage.start()
