@@ -54,11 +54,12 @@ class Desk:
         stage = self.stage
         due = stage.enqueue(1, options={"countdown": 0.5})
         expired = stage.enqueue(1, options={"expires": 0.5}, expects="cancelled")
-        self._claim(self.lost)  # those that were lost before are lost again, until they are given up
-        self.lost = stage.enqueue(1, expects="any") + stage.enqueue(1, "transactional", expects="any", effect="none")
+        self._claim(self.lost[-8:])  # those that were lost before are lost again, until they are given up
+        lost = stage.enqueue(1, expects="any") + stage.enqueue(1, "transactional", expects="any", effect="none")
+        self.lost += lost
         chain = stage.enqueue(1, "chain")
         cancelled = stage.enqueue(1)
-        self._claim([*self.lost, chain[0], *cancelled])
+        self._claim([*lost, chain[0], *cancelled])
         stage.cancel(cancelled)
         self.once += stage.enqueue(1) + due
         stage.expect(expired, "cancelled")
