@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 from typing import Any
+from uuid import UUID
 
 import pytest
 
-from jobs import slots
+from jobs import control, slots
 from jobs.models import Worker
 from jobs.states import State
 from tests.platform import QUICK, Platform, fresh
@@ -63,8 +64,9 @@ def test_a_process_whose_interpreter_hangs_ends_and_its_other_jobs_go_on(
     hung = platform.worker
     assert hung is not None
     bystander = nap.delay(3)
-    deaf.apply_async(("holding the interpreter in the end", 120))
+    deafened = deaf.apply_async(("holding the interpreter in the end", 120))
     wait_until(lambda: not hung.running, timeout=3 * QUICK["LEASE"] + 5)
     assert "Timeout" in hung.log
+    control.cancel(UUID(deafened.id), reason="it would end the next worker too", by="test")
     platform.start()
     wait_until(lambda: fresh(bystander).state == State.COMPLETED, timeout=30)
