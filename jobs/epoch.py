@@ -54,9 +54,23 @@ def tick() -> int:
     """Look at the marker, note what it tells, and move it on; return how many jobs may have lost their message."""
     try:
         with marker.place() as place:
-            return 0 if place is None else _moved_on(place)
-    except BrokerUnavailable:
+            moved = 0 if place is None else _moved_on(place)
+    except BrokerUnavailable as error:
+        _tell(f"The marker in the broker cannot be looked at, or moved on: {error}")
         return 0
+    _tell("")
+    return moved
+
+
+_told = ""
+
+
+def _tell(trouble: str) -> None:
+    """Say it once, as long as it is the same."""
+    global _told
+    if trouble and trouble != _told:
+        logger.warning(trouble)
+    _told = trouble
 
 
 def _moved_on(place: Place) -> int:

@@ -105,7 +105,9 @@ class _OnAmqp:
         self.marker = max(markers, key=lambda marker: marker.serial, default=None)
 
     def leave(self, marker: Marker) -> None:
-        message = self._channel.prepare_message(str(marker), properties={"delivery_mode": 2})
+        message = self._channel.prepare_message(
+            str(marker).encode(), content_type="text/plain", content_encoding="utf-8", properties={"delivery_mode": 2}
+        )
         self._channel.basic_publish(message, exchange="", routing_key=NAME)
         while self._held:
             self._channel.basic_ack(self._held.pop().delivery_tag)

@@ -1,6 +1,7 @@
 """RabbitMQ as the broker: whatever becomes of the node, its queues and its connections, every job completes."""
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,10 +10,10 @@ from typing import Any
 import pytest
 from amqp.exceptions import NotFound
 from celery import chain, chord
-from django.db import transaction
+from django.db import connections, transaction
 
-from jobs import control, publisher
-from jobs.models import Job
+from jobs import control, epoch, marker, publisher
+from jobs.models import Epoch, Job
 from jobs.publisher import Publisher
 from jobs.states import State
 from project.celery import app
@@ -336,6 +337,35 @@ def test_jobs_complete_although_their_queue_was_deleted(
     begun(request, platform)
     completed(lost, found)
     assert sorted(platform.witness.lines) == ["found", "lost"]
+
+
+def test_a_marker_in_the_hands_of_a_conductor_that_stands_still_is_not_lost(
+    sending: RabbitmqServer, url: str, platform_on: Any, kind: Kind
+) -> None:
+    platform_on(url, kind).stop()
+    epoch.tick()
+    serial = Epoch.objects.get().serial
+    with marker.place():
+        in_another_thread(epoch.tick)
+    assert (Epoch.objects.get().serial, Epoch.objects.get().lost_until) == (serial, None)
+    epoch.tick()
+    assert (Epoch.objects.get().serial, Epoch.objects.get().lost_until) == (serial + 1, None)
+    forget_queues(url)
+    epoch.tick()
+    assert Epoch.objects.get().lost_until is not None
+
+
+def in_another_thread(act: Callable[[], Any]) -> None:
+    """Do it with connections of its own to the broker and the database."""
+
+    def run() -> None:
+        act()
+        publisher.in_use().forget()
+        connections.close_all()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
 
 
 def test_a_worker_survives_that_its_queue_is_deleted(

@@ -247,6 +247,16 @@ class TestOnARealServer:
         finally:
             client.execute_command("ACL", "SETUSER", "default", "+info")
 
+    def test_what_keeps_the_marker_from_the_broker_is_said_once(
+        self, client: Redis, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        client.set(marker.NAME, "no hash")
+        for _ in range(3):
+            epoch.tick()
+        client.delete(marker.NAME)
+        epoch.tick()
+        assert [record.levelname for record in caplog.records if "cannot be looked at" in record.message] == ["WARNING"]
+
     def test_a_conductor_that_was_overtaken_leaves_the_marker_alone(
         self, client: Redis, monkeypatch: pytest.MonkeyPatch
     ) -> None:
