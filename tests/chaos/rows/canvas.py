@@ -11,6 +11,7 @@ from tests.chaos.stage import Stage
 
 Work = Callable[[], list[int]]
 NO_STATEMENTS = "plain Celery has no statements to die at"
+BOTH = ("redis", "rabbitmq")
 LAST = 60  # statements of one canvas, at most
 # A worker that forks anew and a job that waits between its losses: what one death costs.
 PATIENCE = 40.0
@@ -60,14 +61,14 @@ def over(stage: Stage, numbers: list[int]) -> bool:
 
 
 @row(160, "child killed at each statement, with chains, chords and links", must="what follows happens, once",
-     celery=NO_STATEMENTS, limit=900)  # fmt: skip
+     brokers=BOTH, celery=NO_STATEMENTS, limit=900)  # fmt: skip
 def child_dies_in_canvases(stage: Stage) -> None:
     kinds = ("chain", "chord", "link", "errlink")
     die_at_seams(stage, {kind: _work(stage, kind) for kind in kinds}, sample=3, among=12)
 
 
 @row(161, "child killed at each statement of a single job", must="one outcome each, transactional effects once",
-     celery=NO_STATEMENTS, limit=900)  # fmt: skip
+     brokers=BOTH, celery=NO_STATEMENTS, limit=900)  # fmt: skip
 def child_dies_in_single_jobs(stage: Stage) -> None:
     kinds = ("plain", "transactional", "retried", "failing", "idempotent")
     work = {kind: _work(stage, kind) for kind in kinds}
@@ -77,8 +78,8 @@ def child_dies_in_single_jobs(stage: Stage) -> None:
     die_at_seams(stage, work, sample=2, among=2)
 
 
-@row(162, "worker host dies at each statement of an attempt", must="rescued within the lease", celery=NO_STATEMENTS,
-     limit=900)  # fmt: skip
+@row(162, "worker host dies at each statement of an attempt", must="rescued within the lease",
+     brokers=BOTH, celery=NO_STATEMENTS, limit=900)  # fmt: skip
 def worker_dies_at_seams(stage: Stage) -> None:
     stage.start_conductor()
     recoveries, deaths = [], 0
@@ -112,7 +113,7 @@ def lose_worker(stage: Stage, worker: Process, where: str) -> bool:
 
 
 @row(163, "child killed at each statement of jobs whose keys hold for a day", must="each key runs once",
-     celery="it has no keys", limit=600)  # fmt: skip
+     brokers=BOTH, celery="it has no keys", limit=600)  # fmt: skip
 def child_dies_with_daily_keys(stage: Stage) -> None:
     asked: list[list[int]] = []
 

@@ -13,6 +13,7 @@ from tests.chaos.rows.database import cpu_seconds
 from tests.chaos.stage import OutOfTime, Stage
 
 NO_CONDUCTOR = "plain Celery has no conductor"
+BOTH = ("redis", "rabbitmq")
 NORMAL = "default\x06\x166"  # the list of a queue's normal priority
 # One tick a second does every chore once, so that the n-th statement is the same one in each run.
 BY_HAND = {"TICK": 1.0, "LEASE": 3, "HEARTBEAT": 0.5, "CANCEL_GRACE": 1, "LOST_AFTER": 1, "LEADER_LEASE": 1}
@@ -134,7 +135,7 @@ def released(stage: Stage, numbers: list[int]) -> int:
 
 
 @row(165, "leading conductor frozen past its office, then continued", must="nothing is released twice for one due",
-     celery=NO_CONDUCTOR)  # fmt: skip
+     brokers=BOTH, celery=NO_CONDUCTOR)  # fmt: skip
 def frozen_leader(stage: Stage) -> None:
     stage.start()
     stage.start_conductor()
@@ -158,7 +159,7 @@ def frozen_leader(stage: Stage) -> None:
 
 
 @row(166, "three conductors under load, the leader killed again and again", must="each job runs once",
-     celery=NO_CONDUCTOR)  # fmt: skip
+     brokers=BOTH, celery=NO_CONDUCTOR)  # fmt: skip
 def conductors_killed_in_turn(stage: Stage) -> None:
     stage.start()
     for _ in range(2):

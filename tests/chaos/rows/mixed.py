@@ -16,6 +16,7 @@ from tests.chaos.matrix import row
 from tests.chaos.stage import Stage
 
 POSTGRES = ("postgres",)
+BOTH = ("redis", "rabbitmq")
 NO_DATABASE = "plain Celery has no database"
 NO_CONDUCTOR = "plain Celery has no conductor"
 # Many faults in a row may take the same job's process down; as a poison pill it would end by right.
@@ -58,7 +59,8 @@ def database_and_broker_at_once(stage: Stage) -> None:
     recovered(stage)
 
 
-@row(47, "conductor and worker host die at once", must="rescued by those that come after", celery=NO_CONDUCTOR)
+@row(47, "conductor and worker host die at once", must="rescued by those that come after",
+     brokers=BOTH, celery=NO_CONDUCTOR)  # fmt: skip
 def conductor_and_worker_at_once(stage: Stage) -> None:
     stage.start()
     stage.mixed(stage.scaled(40, 20), seconds=0.2)
@@ -141,7 +143,7 @@ def by_key(stage: Stage) -> dict[str, list[tuple[datetime, datetime]]]:
 
 
 @row(140, "two producers enqueue the same keys during kills", must="one job per key while it is unfinished",
-     celery="it has no keys")  # fmt: skip
+     brokers=BOTH, celery="it has no keys")  # fmt: skip
 def same_keys_from_two_producers(stage: Stage) -> None:
     worker = stage.start()
     stage.start_worker()
@@ -197,7 +199,8 @@ def paused_through_kills(stage: Stage) -> None:
     stage.require(stage.begun(held) == len(held), "everything runs once after it is resumed")
 
 
-@row(142, "jobs made due by an operator while conductor and worker die", must="run now, once", celery=NO_CONDUCTOR)
+@row(142, "jobs made due by an operator while conductor and worker die", must="run now, once",
+     brokers=BOTH, celery=NO_CONDUCTOR)  # fmt: skip
 def made_due_through_kills(stage: Stage) -> None:
     stage.start()
     far = stage.enqueue(stage.scaled(40, 20), options={"countdown": 3600})
