@@ -37,8 +37,8 @@ _BUSY = {"40001", "40P01", "55P03", "57014"}
 # a failed transaction; the database or its tables not there (yet).
 _PASSING = ("08", "40", "53", "55", "57", "58", "25006", "25P02", "25P03", "25P04", "3D000", "42P01")
 _NEVER = ("54",)  # a limit of PostgreSQL's own: it would be the same next time
-# By SQLite's primary code: busy and locked; no memory, read-only, interrupted, input or output, corrupt, full, cannot be
-# opened, locking protocol, no database (a file that is being restored). Code 1 is a mistake in the statement.
+# By SQLite's primary code: busy and locked; no memory, read-only, interrupted, input or output, corrupt, full, cannot
+# be opened, locking protocol, no database (a file that is being restored). Code 1 is a mistake in the statement.
 _SQLITE_BUSY = {5, 6}
 _SQLITE_PASSING = {5, 6, 7, 8, 9, 10, 11, 13, 14, 15, 26}
 

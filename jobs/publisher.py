@@ -61,12 +61,14 @@ class Publisher:
     def depth(self, queue: str, priority: int | None = None) -> int:
         """How many messages wait in a queue. Raises ``BrokerUnavailable``.
 
-        Those of one priority are counted alone where the broker keeps a list for each; of all of them otherwise.
+        Where the broker keeps a list for each priority, only those are counted which a job of this priority may be in;
+        all of them otherwise.
         """
         try:
             channel = self._producer().channel
             if priority is not None and hasattr(channel, "_q_for_pri"):
-                return int(channel.client.llen(channel._q_for_pri(queue, self._priority(priority))))
+                lists = {channel._q_for_pri(queue, self._priority(one)) for one in (priority, _sooner(priority))}
+                return sum(int(channel.client.llen(one)) for one in lists)
             declared = channel.queue_declare(queue=queue, passive=True)
             return int(declared.message_count)
         except ChannelError as error:
@@ -151,7 +153,7 @@ class Publisher:
             carried.update(self._in_return())
         return {
             **carried, "name": job.task, "args": list(content.args), "kwargs": content.kwargs, "task_id": str(job.pk),
-            "headers": headers, "priority": self._priority(job.priority), "root_id": _text(job.root_id),
+            "headers": headers, "priority": self._priority(_urgency(job)), "root_id": _text(job.root_id),
             "parent_id": _text(job.parent_id), "group_id": _text(job.group_id), "group_index": job.group_index,
             "time_limit": job.time_limit, "soft_time_limit": job.soft_time_limit,
             "ignore_result": True, "add_to_parent": False, "retry": False,
@@ -194,6 +196,18 @@ class Publisher:
 
     def _priority(self, priority: int) -> int:
         return (_AMQP if self._on_amqp else _REDIS)[Priority(priority)]
+
+
+def _urgency(job: Job) -> int:
+    """The priority of a job's message: one step up for a job that had left its line before.
+
+    Its runner or its message was lost. At the end of a deep queue it would wait for its turn a second time.
+    """
+    return _sooner(job.priority) if job.losses or job.sends > 1 else job.priority
+
+
+def _sooner(priority: int) -> int:
+    return max((other for other in Priority if other < priority), default=priority)
 
 
 _in_use: Publisher | None = None

@@ -13,7 +13,10 @@ from tests.chaos.one import Outcome
 
 PAGE = Path("docs/reference/fault-matrix.md")
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
-HEAD = "| row | fault | Mainstay must | in | done | failed | cancelled | lost | unfinished | overlapping | back after | {} |"
+HEAD = (
+    "| row | fault | Mainstay must | in | done | failed | cancelled | lost | unfinished | overlapping | back after "
+    "| {} |"
+)
 
 
 def main(paths: Sequence[str]) -> int:

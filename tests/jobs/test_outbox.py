@@ -90,6 +90,19 @@ def test_the_brokers_own_priorities_are_mapped(broker: RedisServer, priority: st
         assert client.llen(f"default\x06\x16{step}" if step else "default") == 1
 
 
+@pytest.mark.parametrize("lost", [{"losses": 1}, {"sends": 1}], ids=["its runner", "its message"])
+@pytest.mark.parametrize(("priority", "step"), [("critical", 0), ("high", 0), ("normal", 3), ("low", 6)])
+def test_a_job_that_lost_something_does_not_wait_for_its_turn_a_second_time(
+    broker: RedisServer, priority: str, step: int, lost: dict[str, int]
+) -> None:
+    job = add.apply_async((1, 2), priority=priority, countdown=60)
+    Job.objects.filter(pk=job.id).update(**lost)
+    hurry()
+    outbox.release()
+    with Redis.from_url(broker.url) as client:
+        assert client.llen(f"default\x06\x16{step}" if step else "default") == 1
+
+
 def test_a_job_that_could_not_be_sent_waits_in_the_database(broken: list[str]) -> None:
     job = add.delay(1, 2)
     assert broken == [job.id]

@@ -330,7 +330,8 @@ def test_the_depth_of_a_queue_counts_all_priorities(broker: RedisServer) -> None
     for priority in ("critical", "high", "normal", "low"):
         add.apply_async((1, 2), priority=priority)
     assert publisher.in_use().depth("default") == 4
-    assert publisher.in_use().depth("default", Priority.HIGH) == 1
+    assert publisher.in_use().depth("default", Priority.CRITICAL) == 1
+    assert publisher.in_use().depth("default", Priority.NORMAL) == 2  # with those that were sent again, one step up
 
 
 @pytest.mark.django_db(transaction=True)

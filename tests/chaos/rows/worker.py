@@ -42,9 +42,9 @@ def poison(stage: Stage) -> None:
 @row(17, "worker main SIGKILL", must="rescued within the lease", brokers=BOTH)
 def main_killed(stage: Stage) -> None:
     stage.start()
-    # No deeper a backlog than is done within the lease: what is rescued queues behind it.
-    stage.enqueue(stage.scaled(20, 6), seconds=0.5)
-    stage.enqueue(stage.scaled(10, 4), "transactional", seconds=0.5)
+    # A deep backlog: what is rescued must not queue behind it.
+    stage.enqueue(stage.scaled(60, 30), seconds=0.5)
+    stage.enqueue(stage.scaled(20, 10), "transactional", seconds=0.5)
     stage.wait_running(2)
     stage.worker.kill_main()
     stage.start_worker()
