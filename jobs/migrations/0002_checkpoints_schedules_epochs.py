@@ -101,9 +101,7 @@ class Migration(migrations.Migration):
                 ("fire_at", models.DateTimeField(help_text="when it was due")),
                 (
                     "job_id",
-                    models.UUIDField(
-                        blank=True, help_text="the job it became; none where it was left out", null=True
-                    ),
+                    models.UUIDField(blank=True, help_text="the job it became; none where it was left out", null=True),
                 ),
                 (
                     "left_out",
@@ -113,9 +111,7 @@ class Migration(migrations.Migration):
                 ),
                 (
                     "reason",
-                    models.CharField(
-                        blank=True, default="", help_text="why it did not become a job", max_length=255
-                    ),
+                    models.CharField(blank=True, default="", help_text="why it did not become a job", max_length=255),
                 ),
                 ("decided_at", models.DateTimeField()),
             ],

@@ -30,9 +30,7 @@ def test_a_second_app_is_refused_and_the_first_keeps_its_jobs() -> None:
 
 
 @pytest.mark.parametrize("configured", [False, True])
-def test_what_the_project_sets_itself_wins_over_our_defaults(
-    monkeypatch: pytest.MonkeyPatch, configured: bool
-) -> None:
+def test_what_the_project_sets_itself_wins_over_our_defaults(monkeypatch: pytest.MonkeyPatch, configured: bool) -> None:
     monkeypatch.setattr(publisher, "_in_use", None)
     own = Celery("own", set_as_current=False)
     own.config_from_object({"worker_prefetch_multiplier": 7})
