@@ -343,6 +343,8 @@ def test_a_marker_in_the_hands_of_a_conductor_that_stands_still_is_not_lost(
     sending: RabbitmqServer, url: str, platform_on: Any, kind: Kind
 ) -> None:
     platform_on(url, kind).stop()
+    forget_queues(url)
+    Epoch.objects.all().delete()
     epoch.tick()
     serial = Epoch.objects.get().serial
     with marker.place():
