@@ -122,25 +122,25 @@ class PeriodicTaskAdmin(theirs.PeriodicTaskAdmin):  # type: ignore[misc]
         for task in ledger.every().filter(pk__in=list(queryset.values_list("pk", flat=True))):
             edits.noted(task)
 
-    @admin.action(description="Enable selected tasks")
+    @admin.action(description="Enable selected tasks", permissions=["change"])
     def enable_tasks(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:
         """Enable them: they begin now."""
         super().enable_tasks(request, queryset)
         self._after_bulk(queryset)
 
-    @admin.action(description="Disable selected tasks")
+    @admin.action(description="Disable selected tasks", permissions=["change"])
     def disable_tasks(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:
         """Disable them: what they would have fired meanwhile is not missed."""
         super().disable_tasks(request, queryset)
         self._after_bulk(queryset)
 
-    @admin.action(description="Toggle activity of selected tasks")
+    @admin.action(description="Toggle activity of selected tasks", permissions=["change"])
     def toggle_tasks(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:
         """Enable those that are disabled, disable the others."""
         super().toggle_tasks(request, queryset)
         self._after_bulk(queryset)
 
-    @admin.action(description="Run selected tasks")
+    @admin.action(description="Run selected tasks", permissions=["change"])
     def run_tasks(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:
         """Enqueue them now, beside their schedule; what is refused is said, not raised."""
         try:

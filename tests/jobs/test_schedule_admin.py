@@ -4,7 +4,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from django.contrib.auth.models import User
+from django.contrib.auth.models import Permission, User
 from django.test import Client
 from django_celery_beat.models import CrontabSchedule, IntervalSchedule, PeriodicTask
 
@@ -137,6 +137,31 @@ def test_the_list_asks_the_database_no_more_for_more_schedules(
         PeriodicTask.objects.create(name=f"n{number}", interval=often.interval, task=ADD, args="[1, 2]")
     with django_assert_max_num_queries(25):
         admin.get(LIST)
+
+
+@pytest.mark.parametrize("action", ["enable_tasks", "disable_tasks", "toggle_tasks", "run_tasks"])
+def test_who_may_only_look_cannot_act(
+    client: Client, often: PeriodicTask, action: str, django_capture_on_commit_callbacks: Any
+) -> None:
+    reader = User.objects.create_user("reader", is_staff=True)
+    reader.user_permissions.add(Permission.objects.get(codename="view_periodictask"))
+    client.force_login(reader)
+    PeriodicTask.objects.filter(pk=often.pk).update(enabled=action == "disable_tasks")
+    with django_capture_on_commit_callbacks(execute=True):
+        client.post(LIST, {"action": action, "_selected_action": [often.pk]})
+    assert PeriodicTask.objects.get(pk=often.pk).enabled is (action == "disable_tasks")
+    assert not Job.objects.exists()
+
+
+def test_who_may_only_look_sees_a_schedule_and_cannot_save_it(client: Client, often: PeriodicTask) -> None:
+    reader = User.objects.create_user("reader", is_staff=True)
+    reader.user_permissions.add(Permission.objects.get(codename="view_periodictask"))
+    client.force_login(reader)
+    page = client.get(f"{LIST}{often.pk}/change/")
+    assert page.status_code == 200
+    assert "+00:00" in text(page)
+    assert client.post(f"{LIST}{often.pk}/change/", form(interval=often.interval_id, misfire="all")).status_code == 403
+    assert Schedule.objects.get(name="often").misfire == "once"
 
 
 def test_running_a_schedule_now_with_bad_arguments_is_a_sentence(admin: Client, often: PeriodicTask) -> None:
