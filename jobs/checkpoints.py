@@ -46,7 +46,7 @@ class Checkpoints:
         self._begin(name, STEP)
         if (kept := self._kept(name, STEP)) is not None:
             return _restored(kept.value, act.func)
-        value = _encoded(name, act())
+        value = _encoded(name, self._result(name, act))
         self._patiently(lambda: self._write_alone(name, STEP, value))
         return _restored(value, act.func)
 
@@ -56,7 +56,7 @@ class Checkpoints:
         if (kept := self._kept(name, STEP)) is not None:
             return _restored(kept.value, act.func)
         with self._committing(name, STEP) as commit:
-            value = _encoded(name, act())
+            value = _encoded(name, self._result(name, act))
             commit(value)
         return _restored(value, act.func)
 
@@ -88,12 +88,21 @@ class Checkpoints:
         self._use(name, kind)
         self.ask()
 
+    def _result(self, name: str, act: partial[Any]) -> Any:
+        """What an act returns; where it fails there is no result, and the body may try again in this attempt."""
+        try:
+            return act()
+        except BaseException:
+            self.used.pop(name, None)
+            raise
+
     def _use(self, name: str, kind: str) -> None:
         _check_name(name)
-        if self.used.setdefault(name, kind) != kind:
+        if self.used.get(name, kind) != kind:
             raise CheckpointError(f"{name!r} is the name of a {self.used[name]} here; name the {kind} otherwise.")
         if self.job is not None:
             _refuse_in_transaction(name)
+        self.used[name] = kind
 
     def _kept(self, name: str, kind: str) -> Checkpoint | None:
         """What is kept under a name, once it is known that more may be."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -98,6 +99,35 @@ def test_a_step_that_raises_is_done_again(ran: Act, resumed: Any) -> None:
 
     job = resumed(ran(lambda task: task.step("charge", charge)), lambda task: task.step("charge", charge))
     assert (job.state, len(calls)) == (State.COMPLETED, 2)
+
+
+@pytest.mark.parametrize("verb", ["step", "atomic_step"])
+def test_a_body_may_try_a_step_again_that_raised(ran: Act, verb: str) -> None:
+    calls: list[int] = []
+
+    def charge() -> int:
+        calls.append(1)
+        if len(calls) == 1:
+            raise ConnectionError
+        return 7
+
+    def body(task: Any) -> int:
+        with suppress(ConnectionError):
+            getattr(task, verb)("charge", charge)
+        found: int = getattr(task, verb)("charge", charge)
+        return found
+
+    job = ran(body)
+    assert (job.state, job.result, len(calls)) == (State.COMPLETED, "7", 2)
+
+
+def test_a_step_that_was_refused_in_a_transaction_may_be_done_behind_it(ran: Act) -> None:
+    def body(task: Any) -> None:
+        with suppress(CheckpointError), transaction.atomic(durable=False):
+            task.step("charge", int)
+        task.step("charge", int)
+
+    assert ran(body).state == State.COMPLETED
 
 
 def test_a_result_of_none_is_a_result(ran: Act, resumed: Any) -> None:
