@@ -71,7 +71,7 @@ def noted(task: Any, *, saved: bool = False) -> Schedule:
     Raises ``Unschedulable``.
     """
     for _ in range(5):
-        row = rows().filter(name=task.name).first()
+        row = rows().filter(name=task.name).first() or _renamed(task)
         changes = unnoted(row, task, saved=saved)
         if row is not None and not changes:
             return row
@@ -80,6 +80,19 @@ def noted(task: Any, *, saved: bool = False) -> Schedule:
         else:
             rows().filter(**_as_seen(row)).update(**changes)
     raise RuntimeError(f"The schedule {task.name} changes faster than it can be read.")
+
+
+def _renamed(task: Any) -> Schedule | None:
+    """The row that a periodic task had under its former name, brought along: a new name changes nothing else."""
+    former = rows().filter(periodic_task_id=task.pk).order_by(F("decided_until").desc(nulls_last=True)).first()
+    if former is None:
+        return None
+    try:
+        with transaction.atomic(using=lifecycle.alias()):
+            rows().filter(**_as_seen(former)).update(name=task.name)
+    except IntegrityError:
+        pass  # somebody else has just made a row of this name
+    return rows().filter(name=task.name).first()
 
 
 def unnoted(row: Schedule | None, task: Any, *, saved: bool = False) -> dict[str, Any]:

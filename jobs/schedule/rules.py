@@ -19,6 +19,9 @@ from jobs.schedule import fires
 from jobs.schedule.fires import RESOLUTION, Clocked, Crontab, Interval, Rule, Solar
 
 SHORTEST: Final = timedelta(milliseconds=100)
+# "Never" and "always" are often written as the last or the first date that there is: nothing can be added to those.
+FIRST: Final = datetime(2, 1, 1, tzinfo=UTC)
+LAST: Final = datetime(9900, 1, 1, tzinfo=UTC)
 _SUNDAY: Final = re.compile(r"(?<![\w/-])(?:(\w+)-)?7(?![\w/-])")
 KINDS: Final = ("interval", "crontab", "solar", "clocked")
 
@@ -175,5 +178,6 @@ def aware(moment: datetime | None) -> datetime | None:
 
 
 def given(moment: datetime) -> datetime:
-    """The same moment; without a zone it is in the project's."""
-    return moment if timezone.is_aware(moment) else timezone.make_aware(moment)
+    """The same moment; without a zone it is in the project's. Kept where there is time to count before and after."""
+    aware = moment if timezone.is_aware(moment) else timezone.make_aware(moment)
+    return min(max(aware, FIRST), LAST)

@@ -1,6 +1,6 @@
 """The ledger: each fire becomes one job in one transaction, whoever looks, whatever was changed meanwhile."""
 
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -9,7 +9,7 @@ from django_celery_beat.models import ClockedSchedule, CrontabSchedule, Interval
 
 from jobs import lifecycle
 from jobs.models import Job, Schedule, Tick
-from jobs.schedule import call, ledger
+from jobs.schedule import call, ledger, preview
 from jobs.schedule.agenda import Agenda
 from tests.platform import drain
 
@@ -230,6 +230,50 @@ def test_a_schedule_that_is_made_again_unseen_begins_anew(sent: list[str]) -> No
     made = PeriodicTask(pk=task.pk + 1, name="often", interval=task.interval, task=ADD, date_changed=ago(seconds=1))
     PeriodicTask.objects.bulk_create([made])
     assert ledger.decide(made.pk).fired == 0
+
+
+@pytest.mark.parametrize("how", ["save", "update"])
+def test_a_schedule_that_is_renamed_goes_on(sent: list[str], how: str) -> None:
+    task = every()
+    policy(task, "all")
+    missed(task, seconds=25)
+    if how == "save":
+        task.name = "renamed"
+        task.save()
+    else:
+        PeriodicTask.objects.filter(pk=task.pk).update(name="renamed")
+    assert ledger.decide(task.pk).fired == 2
+    row = Schedule.objects.get()
+    assert (row.name, row.misfire) == ("renamed", "all")
+
+
+FAR = [
+    datetime.max.replace(tzinfo=UTC), datetime(9980, 1, 1, tzinfo=UTC), datetime.min.replace(tzinfo=UTC),
+    datetime(1, 1, 2, tzinfo=UTC),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("at", FAR, ids=str)
+@pytest.mark.parametrize("field", ["start_time", "expires", "clocked"])
+@pytest.mark.parametrize("kind", ["interval", "crontab"])
+def test_the_last_and_the_first_of_all_dates_do_not_keep_others_from_their_turn(
+    sent: list[str], kind: str, field: str, at: datetime
+) -> None:
+    often, other = every(), every(name="other")
+    if kind == "crontab":
+        hourly = CrontabSchedule.objects.create(minute="0", timezone="Pacific/Auckland")
+        PeriodicTask.objects.filter(pk=often.pk).update(interval=None, crontab=hourly)
+    far = ClockedSchedule(clocked_time=at) if field == "clocked" else None
+    if far is not None:
+        ClockedSchedule.objects.bulk_create([far])
+        PeriodicTask.objects.filter(pk=often.pk).update(interval=None, crontab=None, clocked=far, one_off=True)
+    else:
+        PeriodicTask.objects.filter(pk=often.pk).update(**{field: at})
+    agenda = Agenda()
+    agenda.read()
+    assert other.pk in agenda.due
+    assert len(preview.outlooks(3)) == 2
+    ledger.decide(often.pk)
 
 
 def test_setting_the_last_run_back_asks_to_catch_up_from_there(sent: list[str]) -> None:
