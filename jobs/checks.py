@@ -260,7 +260,7 @@ def _waits_for_confirmation(given: Any) -> Iterator[CheckMessage]:
     """Confirmations for everything that a worker says to RabbitMQ."""
     if _scheme(given).startswith(("amqp", "pyamqp")) and (given.broker_transport_options or {}).get("confirm_publish"):
         yield _warning(
-            "W013",
+            "W011",
             "confirm_publish is on for all that is sent: during an alarm of RabbitMQ a worker waits for the "
             "confirmation of its own events, and runs nothing.",
             "Remove it; messages of jobs are confirmed in any case.",

@@ -295,7 +295,7 @@ def test_queues_that_rabbitmq_may_forget_are_warned_of(
 
 def test_confirmations_for_all_that_is_sent_to_rabbitmq_are_warned_of(project: Project) -> None:
     app = project(broker_url="amqp://127.0.0.1//", broker_transport_options={"confirm_publish": True})
-    assert found(checks.of_celery(app)) == {("jobs.W013", "CELERY_BROKER_TRANSPORT_OPTIONS")}
+    assert found(checks.of_celery(app)) == {("jobs.W011", "CELERY_BROKER_TRANSPORT_OPTIONS")}
 
 
 def test_an_untracked_task_without_a_time_limit_is_warned_of(project: Project) -> None:
