@@ -320,7 +320,10 @@ def instance() -> Any:
     """As much of a worker as its report needs."""
     queues = SimpleNamespace(consume_from={"default": None})
     return SimpleNamespace(
-        app=SimpleNamespace(amqp=SimpleNamespace(queues=queues)), hostname="w@here", concurrency=2, pool_cls=dict
+        app=SimpleNamespace(amqp=SimpleNamespace(queues=queues), tasks={}),
+        hostname="w@here",
+        concurrency=2,
+        pool_cls=dict,
     )
 
 
