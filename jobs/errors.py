@@ -103,6 +103,10 @@ class LeaseLost(Exception):
     """Raised inside a body that may no longer assume that it is the only runner."""
 
 
+class LeaseNotRenewed(LeaseLost):
+    """Raised inside a body whose lease is about to end because the database is away: not the job's fault."""
+
+
 class Replaced(BaseException):
     """Raised by ``Task.replace``: the job is to settle as ``signature`` does."""
 

@@ -11,7 +11,7 @@ from email.utils import parsedate_to_datetime
 from enum import Enum
 from typing import Any
 
-from jobs.errors import JobCancelled, LeaseLost, Snooze, WorkerLost
+from jobs.errors import JobCancelled, LeaseLost, LeaseNotRenewed, Snooze, WorkerLost
 
 
 class Kind(Enum):
@@ -72,6 +72,8 @@ def by_signal(error: BaseException) -> Failure | None:
         return Failure(Kind.SNOOZED, error.reason, error.delay)
     if isinstance(error, JobCancelled):
         return Failure(Kind.CANCELLED, str(error) or "cancelled")
+    if isinstance(error, LeaseNotRenewed):
+        return Failure(Kind.HANDED_BACK, str(error) or "the database was away")
     if isinstance(error, WorkerLost | LeaseLost):
         return Failure(Kind.LOST, str(error) or type(error).__name__)
     return None

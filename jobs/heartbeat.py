@@ -29,7 +29,7 @@ from django.db import Error, transaction
 
 from jobs import lifecycle, outage, payload
 from jobs.conf import current as settings
-from jobs.errors import JobCancelled, LeaseLost, PayloadError
+from jobs.errors import JobCancelled, LeaseLost, LeaseNotRenewed, PayloadError
 from jobs.lifecycle import Clock
 from jobs.models import Job
 from jobs.states import State
@@ -329,10 +329,17 @@ def _stop_in_time(entry: Watched) -> None:
     if entry.past_limit:
         _interrupt(entry, LeaseLost(f"hung past its time limit of {entry.job.time_limit:g} s"))
     elif left < 2 * BEAT:
-        _interrupt(entry, LeaseLost("the lease could not be renewed in time"))
+        _interrupt(entry, _not_renewed())
     alone = _has_its_own_process(entry)
     if alone and entry.stop is not None and (clock() > entry.doomed_at or left < CLOCK_BEAT):
         _end_process(entry)
+
+
+def _not_renewed() -> LeaseLost:
+    """Why a lease was not renewed: the job is innocent only where the database is known to be away."""
+    if _database.away:
+        return LeaseNotRenewed("the database was away, and the lease could not be renewed")
+    return LeaseLost("the lease could not be renewed in time")
 
 
 def _interrupt(entry: Watched, error: BaseException) -> None:

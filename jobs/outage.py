@@ -96,11 +96,18 @@ class Outage:
         self._tries = 0
         self._told_at = float("-inf")
         self._told = False
+        self._away = False
+
+    @property
+    def away(self) -> bool:
+        """Whether the last try failed, and not because somebody was in the way."""
+        return self._away
 
     def failed(self, error: BaseException) -> None:
         """A try failed. That somebody was in the way is told when it happens three times in a row."""
         now = time.monotonic()
         self._since = now if self._since is None else self._since
+        self._away = not busy(error)
         self._tries += 1
         if self._told or now - self._told_at < QUIET or (busy(error) and self._tries < 3):
             return
@@ -112,7 +119,7 @@ class Outage:
         if self._since is None:
             return
         since, tries, told = self._since, self._tries, self._told
-        self._since, self._tries, self._told = None, 0, False
+        self._since, self._tries, self._told, self._away = None, 0, False, False
         if told:
             seconds = time.monotonic() - since
             self._room.warning("The database is back after %.1f s and %d tries in vain.", seconds, tries)

@@ -1,6 +1,7 @@
 """Whoever lost a job can write nothing more of it; and a body that does not stop is ended with its process."""
 
 import ctypes
+import logging
 import os
 import signal
 import time
@@ -13,16 +14,17 @@ from uuid import UUID, uuid4
 import pytest
 from celery import chain
 from django.contrib.auth.models import Group
-from django.db import connection, transaction
+from django.db import InterfaceError, OperationalError, connection, transaction
 
 from dlq.models import DeadLetter
 from jobs import attempt as room
-from jobs import conclusion, heartbeat, keys, lifecycle, rescue, successors
+from jobs import conclusion, heartbeat, keys, lifecycle, outage, rescue, successors
 from jobs.conclusion import Report
-from jobs.errors import JobCancelled, LeaseLost, MoveRefused
+from jobs.errors import JobCancelled, LeaseLost, LeaseNotRenewed, MoveRefused
 from jobs.failures import Failure, Kind
 from jobs.lifecycle import Clock
 from jobs.models import Attempt, FanIn, Job, Key
+from jobs.retry import RetryPolicy
 from jobs.states import State
 from tests.platform import fresh, running
 from tests.sample import tasks as sample
@@ -172,6 +174,45 @@ def test_a_body_without_a_lease_is_told_and_then_ended_before_the_lease_ends(
     heartbeat._stop_in_time(entry)
     heartbeat._stop_in_time(entry)
     assert (isinstance(entry.stop, LeaseLost), ended == [signal.SIGKILL] * 2) == (told, killed)
+
+
+@pytest.mark.parametrize(
+    ("error", "innocent"),
+    [(OperationalError("gone"), True), (InterfaceError("closed"), True), (None, False)],
+)
+def test_a_body_is_innocent_of_a_lease_that_ends_while_the_database_is_away(
+    ended: list[int], at: Callable[[float], None], monkeypatch: pytest.MonkeyPatch, error: Exception, innocent: bool
+) -> None:
+    monkeypatch.setattr(heartbeat, "_database", outage.Outage(logging.getLogger("jobs.test"), ""))
+    if error is not None:
+        heartbeat._database.failed(error)
+    entry = body()
+    at(118.5)
+    heartbeat._stop_in_time(entry)
+    assert isinstance(entry.stop, LeaseNotRenewed) is innocent
+
+
+def test_a_body_is_not_innocent_where_the_database_was_away_before(
+    ended: list[int], at: Callable[[float], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heartbeat, "_database", outage.Outage(logging.getLogger("jobs.test"), ""))
+    heartbeat._database.failed(OperationalError("gone"))
+    heartbeat._database.over()
+    entry = body()
+    at(118.5)
+    heartbeat._stop_in_time(entry)
+    assert type(entry.stop) is LeaseLost
+
+
+def test_many_outages_in_a_row_are_no_poison() -> None:
+    found = sample.add.delay(1, 2)
+    for _ in range(7):
+        lifecycle.reserve_due(1)
+        job = lifecycle.claim(found.id, token=uuid4(), worker="w", pid=1, lease=timedelta(seconds=20))
+        assert job is not None
+        conclusion.conclude(job, RetryPolicy().classify(LeaseNotRenewed("away")), Report())
+    job = Job.objects.get(pk=found.id)
+    assert (job.state, job.losses) == (State.PENDING, 0)
 
 
 @pytest.mark.parametrize(("second", "killed"), [(114.0, False), (117.0, True)])

@@ -25,6 +25,7 @@ from jobs.errors import (
     DeclarationError,
     JobCancelled,
     LeaseLost,
+    LeaseNotRenewed,
     PayloadError,
     PermanentError,
     RateLimited,
@@ -233,6 +234,7 @@ EVERYDAY = [
     (MemoryError(), Kind.LOST),
     (WorkerLost("x"), Kind.LOST),
     (LeaseLost("x"), Kind.LOST),
+    (LeaseNotRenewed("x"), Kind.HANDED_BACK),
     (Snooze(5), Kind.SNOOZED),
     (JobCancelled("x"), Kind.CANCELLED),
     (ValueError("x"), Kind.UNCLASSIFIED),
@@ -321,6 +323,7 @@ def test_a_task_may_overrule_a_default():
         (JobCancelled("x"), Kind.CANCELLED),
         (WorkerLost("x"), Kind.LOST),
         (LeaseLost("x"), Kind.LOST),
+        (LeaseNotRenewed("x"), Kind.HANDED_BACK),
     ],
 )
 def test_a_policy_for_all_exceptions_leaves_mainstays_own_signals_alone(name, error, kind):
