@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from datetime import datetime
+from typing import Any, ClassVar
 
 from django.conf import settings
 from django.db import models
 from django.db.models import F, Q
+from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 from jobs.ids import new_id
@@ -248,6 +250,25 @@ class Checkpoint(models.Model):
         return self.name
 
 
+class Moment(models.DateTimeField):  # type: ignore[type-arg]
+    """A time that has a zone in Python, also where ``USE_TZ`` is off; schedules are reckoned in real time."""
+
+    def from_db_value(self, value: datetime | None, expression: Any, connection: Any) -> datetime | None:
+        """Give a time without a zone the project's."""
+        return value if value is None or timezone.is_aware(value) else timezone.make_aware(value)
+
+    def get_prep_value(self, value: Any) -> Any:
+        """Give the database the form that it takes."""
+        prepared = super().get_prep_value(value)
+        naive = isinstance(prepared, datetime) and timezone.is_aware(prepared) and not settings.USE_TZ
+        return timezone.make_naive(prepared) if naive else prepared
+
+    def deconstruct(self) -> Any:
+        """In migrations and in the database it is a time like any other."""
+        name, _, args, kwargs = super().deconstruct()
+        return name, "django.db.models.DateTimeField", args, kwargs
+
+
 class Schedule(models.Model):
     """What Mainstay knows of a schedule of beat: what to do about missed fires, and until when it was decided."""
 
@@ -262,9 +283,9 @@ class Schedule(models.Model):
     misfire = models.CharField(max_length=4, choices=Misfire.choices, default=Misfire.ONCE)
     periodic_task_id = models.BigIntegerField(null=True, blank=True, help_text="the periodic task that it belongs to")
     says = models.TextField(blank=True, default="", help_text="when it fires, as it was when it last began anew")
-    anchor = models.DateTimeField(null=True, blank=True, help_text="from where an interval is counted")
-    decided_until = models.DateTimeField(null=True, blank=True, help_text="every fire up to then is in the ledger")
-    ran_at = models.DateTimeField(null=True, blank=True, help_text="what was written as the time of the last run")
+    anchor = Moment(null=True, blank=True, help_text="from where an interval is counted")
+    decided_until = Moment(null=True, blank=True, help_text="every fire up to then is in the ledger")
+    ran_at = Moment(null=True, blank=True, help_text="what was written as the time of the last run")
 
     class Meta:
         default_permissions = ("view", "change")
@@ -277,11 +298,11 @@ class Tick(models.Model):
     """One fire of one schedule: fired once, by whichever beat came first, or left out by the schedule's policy."""
 
     schedule = models.CharField(max_length=200)
-    fire_at = models.DateTimeField(help_text="when it was due")
+    fire_at = Moment(help_text="when it was due")
     job_id = models.UUIDField(null=True, blank=True, help_text="the job it became; none where it was left out")
     left_out = models.PositiveIntegerField(default=0, help_text="how many fires, up to the next row, were left out")
     reason = models.CharField(max_length=255, blank=True, default="", help_text="why it did not become a job")
-    decided_at = models.DateTimeField()
+    decided_at = Moment()
 
     class Meta:
         ordering: ClassVar = ["-fire_at"]

@@ -17,7 +17,7 @@ from django.utils.safestring import SafeString
 from django_celery_beat import admin as theirs
 from django_celery_beat.models import CrontabSchedule, IntervalSchedule, PeriodicTask
 
-from jobs import declared, drafts, lifecycle, outbox
+from jobs import declared, drafts, outbox
 from jobs.admin.wording import job_address, label, lasting, short_id, since
 from jobs.errors import JobsError
 from jobs.models import Schedule
@@ -64,7 +64,7 @@ def _refused_call(task: Any) -> str:
     """Why the call of a periodic task would be refused; nothing is left behind."""
     try:
         args, kwargs = call.content(task)
-        now = lifecycle.database_now()
+        now = ledger.clock()
         options = call.options_of(task, now, now)
         options.pop("expires", None)
         known = declared.task(task.task)
@@ -237,7 +237,7 @@ class IntervalForm(forms.ModelForm):  # type: ignore[type-arg]
         cleaned = super().clean()
         if cleaned is not None and not self.errors:
             made = IntervalSchedule(every=cleaned["every"], period=cleaned["period"])
-            _checked(lambda: rules.interval(made, lifecycle.database_now()))
+            _checked(lambda: rules.interval(made, ledger.clock()))
         return cleaned
 
 

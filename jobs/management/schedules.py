@@ -11,7 +11,7 @@ from jobs.management import arguments
 from jobs.management.documents import iso
 from jobs.management.rendering import Column
 from jobs.management.verbs import Verb
-from jobs.schedule import preview
+from jobs.schedule import preview, rules
 from jobs.schedule.preview import Outlook
 
 TABLE = (
@@ -76,7 +76,8 @@ def _preview(each: Outlook) -> Iterator[str]:
 
 
 def _row(each: Outlook) -> tuple[object, ...]:
-    next_at, last = (preview.local(at, each.zone) if at else "" for at in (each.next_at, each.task.last_run_at))
+    moments = each.next_at, rules.aware(each.task.last_run_at)
+    next_at, last = (preview.local(at, each.zone) if at else "" for at in moments)
     return each.task.name, next_at, last, each.task.total_run_count, each.misfire, _state(each)
 
 
@@ -92,8 +93,9 @@ def _state(each: Outlook) -> str:
 
 def document(each: Outlook) -> dict[str, Any]:
     """A schedule as JSON values."""
+    last = rules.aware(each.task.last_run_at)
     return {
         "name": each.task.name, "task": each.task.task, "enabled": each.task.enabled, "misfire": each.misfire,
-        "next": [fire.astimezone(each.zone).isoformat() for fire in each.fires], "last": iso(each.task.last_run_at),
+        "next": [fire.astimezone(each.zone).isoformat() for fire in each.fires], "last": iso(last),
         "fired": each.task.total_run_count, "overdue_since": iso(each.overdue_since), "problem": each.problem,
     }  # fmt: skip

@@ -96,4 +96,5 @@ def _timetable(task: Any, row: Schedule) -> Timetable:
 
 def _decided(row: Schedule) -> datetime:
     assert row.decided_until is not None
-    return row.decided_until
+    decided: datetime = row.decided_until
+    return decided

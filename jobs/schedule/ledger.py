@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
+from django.conf import settings
 from django.db import IntegrityError, router, transaction
 from django.db.models import F, QuerySet
+from django.utils import timezone
 from django_celery_beat.models import PeriodicTask
 
 from jobs import lifecycle
@@ -45,6 +47,14 @@ def rows() -> QuerySet[Schedule]:
 def ticks() -> QuerySet[Tick]:
     """The ledger."""
     return Tick.objects.using(lifecycle.alias())
+
+
+def clock() -> datetime:
+    """The time by the database's clock, with its zone also where ``USE_TZ`` is off."""
+    now: datetime = lifecycle.database_now()
+    if timezone.is_naive(now) and lifecycle.database().vendor == "sqlite":
+        return now.replace(tzinfo=UTC)  # SQLite has no zone to convert to
+    return rules.given(now)
 
 
 def enabled() -> Any:
@@ -101,10 +111,10 @@ def unnoted(row: Schedule | None, task: Any, *, saved: bool = False) -> dict[str
     if row is None or row.periodic_task_id != task.pk:
         since = _first_since(task, ran_at, saved=saved)
     elif row.decided_until is None or row.says != says:
-        since = lifecycle.database_now()
+        since = clock()
     elif ran_at is not None and ran_at != row.ran_at:
         # Somebody else wrote when it last ran: another scheduler, or a person who wants it caught up from there.
-        return {"decided_until": min(ran_at, lifecycle.database_now()), "ran_at": ran_at}
+        return {"decided_until": min(ran_at, clock()), "ran_at": ran_at}
     else:
         return {}
     if task.clocked is not None:
@@ -116,7 +126,7 @@ def unnoted(row: Schedule | None, task: Any, *, saved: bool = False) -> dict[str
 
 
 def _first_since(task: Any, ran_at: datetime | None, *, saved: bool) -> datetime:
-    now: datetime = lifecycle.database_now()
+    now: datetime = clock()
     changed_at = now if saved else rules.aware(task.date_changed)
     return min(now, ran_at or changed_at or now)
 
@@ -149,7 +159,7 @@ def decide(task_id: int) -> Decided:
         row = noted(task)
         assert row.anchor is not None
         assert row.decided_until is not None
-        table, now = rules.timetable(task, row.anchor), lifecycle.database_now()
+        table, now = rules.timetable(task, row.anchor), clock()
         plan = _plan(task, row, table, now)
         if plan is None:
             return Decided(0, None if _ended(task, table, now) else _next(table, row.decided_until))
@@ -216,7 +226,8 @@ def _fire(task: Any, fire: datetime, now: datetime) -> bool:
 
 def _advance(task: Any, now: datetime, fired: int) -> None:
     """Tell the admin when it last ran, and how often; nothing that a person may be editing is written."""
-    changes: dict[str, Any] = {"last_run_at": now, "total_run_count": F("total_run_count") + fired}
+    ran_at = now if settings.USE_TZ else timezone.make_naive(now)
+    changes: dict[str, Any] = {"last_run_at": ran_at, "total_run_count": F("total_run_count") + fired}
     if task.one_off:
         changes["enabled"] = False
     told = _written().filter(pk=task.pk)
@@ -231,7 +242,7 @@ def _advance(task: Any, now: datetime, fired: int) -> None:
 
 def forget_old() -> int:
     """Delete ticks older than thirty days, a slice of the oldest; return how many."""
-    limit = lifecycle.database_now() - KEPT
+    limit = clock() - KEPT
     oldest = ticks().order_by("id").values_list("pk", "decided_at")[:FORGOTTEN_AT_ONCE]
     old = [pk for pk, decided_at in oldest if decided_at < limit]
     return ticks().filter(pk__in=old).delete()[0] if old else 0

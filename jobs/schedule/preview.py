@@ -11,7 +11,6 @@ from typing import Any, Final
 
 from django.utils import timezone
 
-from jobs import lifecycle
 from jobs.models import Schedule, Tick
 from jobs.schedule import ledger, misfires, rules
 from jobs.schedule.rules import Timetable, Unschedulable
@@ -39,12 +38,12 @@ class Outlook:
 
 def outlook(task: Any, number: int = 1, now: datetime | None = None) -> Outlook:
     """A periodic task and its next fires. ``task`` need not be saved."""
-    return _outlook(task, ledger.rows().filter(name=task.name).first(), number, now or lifecycle.database_now())
+    return _outlook(task, ledger.rows().filter(name=task.name).first(), number, now or ledger.clock())
 
 
 def outlooks(number: int = 1, name: str = "") -> list[Outlook]:
     """All periodic tasks in order of their names, or those whose name contains ``name``."""
-    now = lifecycle.database_now()
+    now = ledger.clock()
     rows = {row.name: row for row in ledger.rows()}
     tasks = ledger.every().filter(name__icontains=name) if name else ledger.every()
     return [_outlook(task, rows.get(task.name), number, now) for task in tasks.order_by("name")]

@@ -13,7 +13,6 @@ from typing import Any, Final
 from django.db import Error, InterfaceError, OperationalError, connections
 from django_celery_beat.schedulers import DatabaseScheduler, ModelEntry
 
-from jobs import lifecycle
 from jobs.models import Schedule
 from jobs.schedule import ledger
 from jobs.schedule.agenda import Agenda
@@ -148,7 +147,7 @@ class Scheduler(DatabaseScheduler):  # type: ignore[misc]
         return max(0.005, min([LOOK, float(self.max_interval), *waits]))
 
     def _read_clock(self) -> None:
-        self._clock, self._clock_read = lifecycle.database_now(), time.monotonic()
+        self._clock, self._clock_read = ledger.clock(), time.monotonic()
 
     def _now(self) -> datetime:
         """About what the database's clock shows; what is due is decided by the clock itself."""

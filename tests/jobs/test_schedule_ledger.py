@@ -7,9 +7,8 @@ import pytest
 from django.db import OperationalError
 from django_celery_beat.models import ClockedSchedule, CrontabSchedule, IntervalSchedule, PeriodicTask
 
-from jobs import lifecycle
 from jobs.models import Job, Schedule, Tick
-from jobs.schedule import call, ledger, preview
+from jobs.schedule import call, ledger, preview, rules
 from jobs.schedule.agenda import Agenda
 from tests.platform import drain
 
@@ -21,8 +20,7 @@ HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 
 def ago(**length: float) -> datetime:
     """A moment before now, by the database's clock."""
-    now: datetime = lifecycle.database_now()
-    return now - timedelta(**length)
+    return ledger.clock() - timedelta(**length)
 
 
 def every(seconds: int = 10, **given: Any) -> PeriodicTask:
@@ -245,6 +243,27 @@ def test_a_schedule_that_is_renamed_goes_on(sent: list[str], how: str) -> None:
     assert ledger.decide(task.pk).fired == 2
     row = Schedule.objects.get()
     assert (row.name, row.misfire) == ("renamed", "all")
+
+
+@pytest.mark.parametrize("zone", ["UTC", "Europe/Oslo"])
+@pytest.mark.parametrize("kind", ["interval", "crontab"])
+def test_a_project_without_zones_has_schedules_too(sent: list[str], settings: Any, zone: str, kind: str) -> None:
+    settings.TIME_ZONE = zone
+    settings.USE_TZ = False
+    task = every()
+    if kind == "crontab":
+        task.interval, task.crontab = None, CrontabSchedule.objects.create(timezone="Asia/Kathmandu")
+        task.save()
+    missed(task, seconds=130)
+    agenda = Agenda()
+    agenda.read()
+    assert agenda.due[task.pk] < ledger.clock()
+    assert ledger.decide(task.pk).fired == 1
+    agenda.read()
+    assert ago(seconds=0) < agenda.due[task.pk] <= ago(seconds=-60)
+    assert ago(minutes=3) < Tick.objects.filter(job_id__isnull=False).get().fire_at <= ago(seconds=0)
+    task.refresh_from_db()
+    assert abs(rules.given(task.last_run_at) - ledger.clock()) < timedelta(minutes=1)
 
 
 FAR = [

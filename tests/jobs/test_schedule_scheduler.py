@@ -33,7 +33,7 @@ def due(scheduler: Scheduler) -> PeriodicTask:
     """A schedule that is due now."""
     interval = IntervalSchedule.objects.create(every=10, period="seconds")
     task = PeriodicTask.objects.create(name="due", interval=interval, task=ADD, args="[1, 2]")
-    moment = lifecycle.database_now() - timedelta(seconds=12)
+    moment = ledger.clock() - timedelta(seconds=12)
     Schedule.objects.filter(name="due").update(decided_until=moment, anchor=moment)
     return task
 
