@@ -402,6 +402,8 @@ def _lower_the_guard() -> None:
 
 
 _guarded_at = float("-inf")
+# A child that a body forks has no such timer, and would wait for it as it ends. The next look at the clock sets it.
+os.register_at_fork(before=_lower_the_guard)
 
 
 # --- The soft time limit of the prefork pool: a signal whose handler raises in the main thread ---

@@ -1,6 +1,7 @@
 """Whoever lost a job can write nothing more of it; and a body that does not stop is ended with its process."""
 
 import ctypes
+import faulthandler
 import logging
 import os
 import signal
@@ -310,3 +311,16 @@ def test_a_body_that_stood_still_past_its_lease_is_ended_at_once_when_it_goes_on
     thawed = time.monotonic()
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0
     assert time.monotonic() - thawed < 0.6
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_child_that_a_body_forks_can_end() -> None:
+    heartbeat._guard(body())
+    child = os.fork()
+    if not child:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(3)
+        faulthandler.cancel_dump_traceback_later()  # as Python does where a process ends by itself
+        os._exit(7)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    assert heartbeat._guarded_at == float("-inf"), "it is to be set anew"
