@@ -67,6 +67,6 @@ def test_a_job_of_a_task_that_no_worker_knows_ends_as_a_dead_letter(
     job = app.send_task("elsewhere.unknown", (1,))
     known = note.delay("x")
     wait_until(lambda: fresh(job).state == State.FAILED, timeout=30)
-    assert fresh(job).reason == "sent 2 times and never claimed"
+    assert fresh(job).reason == "sent 2 times; no worker here knows its task yet"
     assert DeadLetter.objects.get().task == "elsewhere.unknown"
     assert fresh(known).state == State.COMPLETED
