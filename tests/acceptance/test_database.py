@@ -163,7 +163,7 @@ def test_a_body_stops_before_its_lease_ends_while_the_database_is_away(
     server.start()
     connection.close()
     wait_until(lambda: fresh(job).attempt == 2, timeout=20)
-    assert fresh(job).losses == 1
+    assert fresh(job).losses == 0  # it is not to blame
 
 
 @needs_server
