@@ -8,10 +8,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
+from django.db import transaction
+
 from jobs import ids, lifecycle, marker
 from jobs.errors import BrokerUnavailable
 from jobs.marker import Marker, Place
 from jobs.models import Act, Epoch, Job
+from jobs.states import State
 
 logger = logging.getLogger("jobs.epoch")
 
@@ -82,10 +85,13 @@ def _moved_on(place: Place) -> int:
     following = Marker(_next_serial(kept, place.marker), now)
     # Somebody else may lead by now: then it is theirs to move the marker on.
     mine = Epoch.objects.using(lifecycle.alias()).filter(broker=BROKER, serial=kept.serial)
-    if not mine.update(serial=following.serial, server=place.server, marked_at=now, **_noted(kept, verdict, now)):
-        return 0
+    # What is noted and what is told commit together, before the broker is asked: the next look no longer sees it.
+    with transaction.atomic(using=lifecycle.alias()):
+        if not mine.update(serial=following.serial, server=place.server, marked_at=now, **_noted(kept, verdict, now)):
+            return 0
+        lost = _reported(kept, verdict, now)
     place.leave(following)
-    return _reported(kept, verdict, now)
+    return lost
 
 
 def _next_serial(kept: Epoch, found: Marker | None) -> int:
@@ -119,9 +125,10 @@ def _reported(kept: Epoch, verdict: Verdict, now: datetime) -> int:
         _on_record("database set back", f"{unsure} unfinished jobs may have run already, and run again", kept, now)
     if verdict.lost_since is None:
         return 0
-    lost = waiting.filter(state="reserved", sent_at__gte=verdict.lost_since, sent_at__lte=now).count()
-    logger.warning("The broker has lost what it held, or the last of it: %d jobs may have to be sent again.", lost)
-    _on_record("broker set back", f"{lost} jobs may have to be sent again", kept, now)
+    lost = waiting.filter(state=State.RESERVED, sent_at__gte=verdict.lost_since, sent_at__lte=now).count()
+    if kept.lost_until is None:  # else the marker did not arrive since, and it is told already
+        logger.warning("The broker has lost what it held, or the last of it: %d jobs may have to be sent again.", lost)
+        _on_record("broker set back", f"{lost} jobs may have to be sent again", kept, now)
     return lost
 
 

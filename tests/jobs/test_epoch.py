@@ -1,6 +1,6 @@
 """The marker in the broker: what is gone from the broker, or from the database, is seen by it."""
 
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from unittest.mock import Mock
@@ -12,6 +12,7 @@ from redis.exceptions import ResponseError
 
 from jobs import epoch, lifecycle, marker
 from jobs.epoch import BEGINNING, MARGIN, Verdict, judge
+from jobs.errors import BrokerUnavailable
 from jobs.ids import new_id
 from jobs.marker import Marker
 from jobs.models import Act, Epoch, Job, Worker
@@ -156,6 +157,35 @@ class TestOnARealServer:
                 epoch.tick()
         assert epoch.tick() == 1
         assert lost() == 1
+
+    @pytest.mark.parametrize("error", [SystemExit, BrokerUnavailable])
+    def test_what_the_marker_told_is_on_record_though_the_next_one_never_arrives(
+        self, client: Redis, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+    ) -> None:
+        epoch.tick()
+        Epoch.objects.update(serial=0)
+
+        def dies(self: Any, marker: Marker) -> None:
+            raise error
+
+        monkeypatch.setattr(marker._OnRedis, "leave", dies)
+        with suppress(SystemExit):
+            epoch.tick()
+        assert Act.objects.filter(verb="database set back").count() == 1
+
+    def test_a_broker_that_refuses_the_marker_is_told_of_once(
+        self, client: Redis, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        epoch.tick()
+        client.flushall()
+
+        def refuses(self: Any, marker: Marker) -> None:
+            raise BrokerUnavailable("full")
+
+        monkeypatch.setattr(marker._OnRedis, "leave", refuses)
+        for _ in range(3):
+            epoch.tick()
+        assert Act.objects.filter(verb="broker set back").count() == 1
 
     def test_a_restart_from_an_old_copy_loses_what_came_after_it(self, client: Redis) -> None:
         epoch.tick()
