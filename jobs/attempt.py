@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -32,8 +31,6 @@ from jobs.states import State
 
 logger = logging.getLogger("jobs.attempt")
 
-SILENCE = 10.0  # seconds that the database may take to answer at first; twice as long each time that it does not
-LONGEST_SILENCE = 300.0
 COMMIT_SILENCE = 60.0  # seconds that the end of a transactional body may take
 
 _database = outage.Outage(logger, "Attempts wait for it.")
@@ -301,24 +298,5 @@ def _encoded(result: Any, task: str) -> str | None:
 
 
 def patiently(act: Callable[[], Any]) -> Any:
-    """Do a database act, waiting for the database as long as it takes, here in the slot, without a hot loop.
-
-    What may be the answer to a mistake, and not to the state of the database, is raised.
-    """
-    connection, silence = lifecycle.database(), SILENCE
-    for pause in outage.pauses():
-        try:
-            with outage.bounded(connection, silence):
-                done = act()
-        except Error as error:
-            if connection.in_atomic_block or not outage.passing(error):
-                raise
-            _database.failed(error)
-            if not outage.busy(error):
-                connection.close()
-        else:
-            _database.over()
-            return done
-        time.sleep(pause)
-        silence = min(silence * 2, LONGEST_SILENCE)
-    raise AssertionError("there is always another pause")
+    """Do a database act, waiting for the database as long as it takes, here in the slot."""
+    return outage.patiently(lifecycle.database(), act, _database)

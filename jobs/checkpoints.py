@@ -5,14 +5,14 @@ Each is committed by itself, behind a fence: an attempt that was overtaken keeps
 
 from __future__ import annotations
 
-import time
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar, get_type_hints
 
-from django.db import Error, transaction
+from django.db import transaction
 from django.db.models import DateTimeField
 from django.db.models.expressions import RawSQL
 from pydantic import TypeAdapter
@@ -26,7 +26,8 @@ T = TypeVar("T")
 
 STEP, CURSOR = Checkpoint.Kind.STEP, Checkpoint.Kind.CURSOR
 NAME_LENGTH = 200
-SILENCE = 10.0  # seconds that the database may take to answer before it is asked anew
+
+_database = outage.Outage(logging.getLogger("jobs.checkpoints"), "A step waits for it.")
 
 
 @dataclass(slots=True)
@@ -158,19 +159,7 @@ class Checkpoints:
 
     def _patiently(self, act: Callable[[], T]) -> T:
         """Do an act, waiting for the database until the body is told to stop: what a step did must not be forgotten."""
-        connection = lifecycle.database()
-        for pause in outage.pauses():
-            try:
-                with outage.bounded(connection, SILENCE):
-                    return act()
-            except Error as error:
-                if connection.in_atomic_block or not outage.passing(error):
-                    raise
-                if not outage.busy(error):
-                    connection.close()
-            self.ask()
-            time.sleep(pause)
-        raise AssertionError("there is always another pause")
+        return outage.patiently(lifecycle.database(), act, _database, between=self.ask)
 
 
 def of_job(job: Job) -> list[Checkpoint]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from queue import SimpleQueue
@@ -16,7 +15,7 @@ from celery.exceptions import InvalidTaskError
 from celery.worker.consumer import Consumer as CeleryConsumer
 from kombu.exceptions import ContentDisallowed
 
-from jobs import gate, outage, shutdown, strays
+from jobs import gate, lifecycle, outage, shutdown, strays
 from jobs.adoption import as_uuid
 from jobs.outage import Outage
 from jobs.publisher import HEADER
@@ -118,17 +117,12 @@ _keeper = Keeper()
 def _kept(stray: Stray) -> None:
     """Keep a stray, waiting for the database as long as it takes."""
     away = Outage(logger, "A message that cannot be run stays unacknowledged until it can be kept.")
-    for pause in outage.pauses():
-        try:
-            with gate.talking():
-                strays.keep(stray)
-            away.over()
-            return
-        except Exception as error:
-            if not outage.passing(error):
-                raise
-            away.failed(error)
-        time.sleep(pause)
+
+    def act() -> None:
+        with gate.talking():
+            strays.keep(stray)
+
+    outage.patiently(lifecycle.database(), act, away)
 
 
 # --- Reading a message, whatever it is ------------------------------------------------------------------------

@@ -8,16 +8,20 @@ import random
 import socket
 import threading
 import time
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import suppress
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from django.db import Error, InterfaceError, OperationalError
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 logger = logging.getLogger("jobs.outage")
 
+T = TypeVar("T")
+
 LONGEST_PAUSE = 3.0  # seconds between two tries
+SILENCE = 10.0  # seconds that the database may take to answer at first; twice as long each time that it does not
+LONGEST_SILENCE = 300.0
 QUIET = 10.0  # seconds between two lines that say the same
 LOOK_EVERY = 0.5  # seconds between two looks at the acts that wait for an answer
 
@@ -127,6 +131,34 @@ class Outage:
 
 def _in_a_line(error: BaseException) -> str:
     return " ".join(str(error).split()).rstrip(".") or type(error).__name__
+
+
+def patiently(
+    connection: BaseDatabaseWrapper, act: Callable[[], T], told: Outage, between: Callable[[], object] = lambda: None
+) -> T:
+    """Do a database act, waiting for the database as long as it takes, without a hot loop.
+
+    What may be the answer to a mistake, and not to the state of the database, is raised. ``between`` is called after
+    each try in vain, and may raise to end the wait.
+    """
+    silence = SILENCE
+    for pause in pauses():
+        try:
+            with bounded(connection, silence):
+                done = act()
+        except Error as error:
+            if connection.in_atomic_block or not passing(error):
+                raise
+            told.failed(error)
+            if not busy(error):
+                connection.close()
+        else:
+            told.over()
+            return done
+        between()
+        time.sleep(pause)
+        silence = min(silence * 2, LONGEST_SILENCE)
+    raise AssertionError("there is always another pause")
 
 
 def hurry(options: MutableMapping[str, Any]) -> None:
