@@ -9,7 +9,7 @@ from uuid import UUID
 from django.db import transaction
 
 from dlq.models import DeadLetter, Replay, Status
-from jobs import control, lifecycle
+from jobs import audit, lifecycle
 from jobs.errors import JobsError, Refused
 from jobs.models import Job
 from jobs.payload import Payload
@@ -30,7 +30,7 @@ def replay(letter_id: int, *, by: str, reason: str = "", payload: Payload | None
         letter = _open(letter_id)
         job = repeat(letter.job, payload)
         keep_replay(letter, job.pk, by=by, reason=reason, payload=job.payload)
-        control.record_act(
+        audit.record_act(
             "replay",
             by,
             f"dead letter {letter.pk}",
@@ -77,7 +77,7 @@ def _close(letter_id: int, status: Status, by: str, reason: str) -> DeadLetter:
     with transaction.atomic(using=lifecycle.alias()):
         letter = _open(letter_id)
         _mark(letter, status, by, reason)
-        control.record_act(str(status.value), by, f"dead letter {letter.pk}", job_id=letter.job_id, reason=reason)
+        audit.record_act(str(status.value), by, f"dead letter {letter.pk}", job_id=letter.job_id, reason=reason)
     return letter
 
 

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import functools
 from datetime import timedelta
-from typing import Any
 from uuid import UUID
 
-from django.contrib.auth import get_user_model
 from django.db import transaction
 
-from jobs import lifecycle, successors
+from jobs import audit, lifecycle, successors
 from jobs.errors import JobNotFound, MoveRefused, Refused
 from jobs.lifecycle import NOW
-from jobs.models import Act, Job, Pause, Worker
+from jobs.models import Job, Pause, Worker
 from jobs.states import WAITING, State
 
 
@@ -41,7 +39,7 @@ def _cancel(job: Job, reason: str, by: str) -> Job:
             cancelled = job
         else:
             cancelled = successors.finish(job, State.CANCELLED, reason)
-        record_act("cancel", by, str(job.pk), job_id=job.pk, reason=reason)
+        audit.record_act("cancel", by, str(job.pk), job_id=job.pk, reason=reason)
     return cancelled
 
 
@@ -60,7 +58,7 @@ def retry(job_id: UUID, *, by: str, reason: str = "") -> Job:
     try:
         with transaction.atomic(using=lifecycle.alias()):
             job = lifecycle.move(job, State(job.state), f"made due by {by}", due_at=NOW)
-            record_act("retry", by, str(job_id), job_id=job_id, reason=reason)
+            audit.record_act("retry", by, str(job_id), job_id=job_id, reason=reason)
     except MoveRefused:
         raise Refused(f"Job {job_id} has just moved on by itself.") from None
     return job
@@ -84,7 +82,7 @@ def pause(*, queue: str | None = None, task: str | None = None, reason: str, by:
             due_at=NOW,
             sends=0,
         )
-        record_act("pause", by, f"{kind} {name}", reason=reason)
+        audit.record_act("pause", by, f"{kind} {name}", reason=reason)
     return pause
 
 
@@ -94,7 +92,7 @@ def resume(*, queue: str | None = None, task: str | None = None, by: str) -> boo
     with transaction.atomic(using=lifecycle.alias()):
         deleted, _ = Pause.objects.using(lifecycle.alias()).filter(kind=kind, name=name).delete()
         if deleted:
-            record_act("resume", by, f"{kind} {name}")
+            audit.record_act("resume", by, f"{kind} {name}")
     return bool(deleted)
 
 
@@ -115,22 +113,6 @@ def forget_workers() -> int:
     """Drop the reports of workers that have been silent for an hour; return how many."""
     silent = lifecycle.database_now() - timedelta(hours=1)
     return Worker.objects.using(lifecycle.alias()).filter(seen_at__lt=silent).delete()[0]
-
-
-def record_act(verb: str, by: str, target: str, *, job_id: UUID | None = None, reason: str = "", **details: Any) -> Act:
-    """Keep in the audit trail what an operator did."""
-    users = get_user_model()
-    user = users._default_manager.filter(**{users.USERNAME_FIELD: by}).first() if by else None
-    return Act.objects.using(lifecycle.alias()).create(
-        at=lifecycle.database_now(),
-        by=by,
-        user=user,
-        verb=verb,
-        target=target,
-        job_id=job_id,
-        reason=reason,
-        details=details,
-    )
 
 
 def _existing(job_id: UUID) -> Job:

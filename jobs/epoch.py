@@ -10,15 +10,16 @@ from uuid import UUID
 
 from django.db import transaction
 
-from jobs import ids, lifecycle, marker
+from jobs import audit, ids, lifecycle, marker
 from jobs.errors import BrokerUnavailable
 from jobs.marker import Marker, Place
-from jobs.models import Act, Epoch, Job
+from jobs.models import Epoch, Job
 from jobs.states import State
 
 logger = logging.getLogger("jobs.epoch")
 
 BROKER = "default"
+BY = "conductor"
 BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 # What went out this long before the marker did is in the broker if the marker is.
 MARGIN = timedelta(seconds=60)
@@ -122,21 +123,15 @@ def _reported(kept: Epoch, verdict: Verdict, now: datetime) -> int:
             "%d unfinished jobs may have run already, and run again; what only the broker knows becomes a dead letter.",
             kept.marked_at, now, unsure,
         )  # fmt: skip
-        _on_record("database set back", f"{unsure} unfinished jobs may have run already, and run again", kept, now)
+        reason = f"{unsure} unfinished jobs may have run already, and run again"
+        audit.record_act("database set back", BY, BROKER, reason=reason, last_marked=kept.marked_at.isoformat())
     if verdict.lost_since is None:
         return 0
     lost = waiting.filter(state=State.RESERVED, sent_at__gte=verdict.lost_since, sent_at__lte=now).count()
     if kept.lost_until is None:  # else the marker did not arrive since, and it is told already
         logger.warning("The broker has lost what it held, or the last of it: %d jobs may have to be sent again.", lost)
-        _on_record("broker set back", f"{lost} jobs may have to be sent again", kept, now)
+        audit.record_act("broker set back", BY, BROKER, reason=f"{lost} jobs may have to be sent again")
     return lost
-
-
-def _on_record(what: str, reason: str, kept: Epoch, now: datetime) -> None:
-    Act.objects.using(lifecycle.alias()).create(
-        at=now, by="conductor", verb=what, target=BROKER, reason=reason,
-        details={"last_marked": kept.marked_at.isoformat() if kept.marked_at else ""},
-    )  # fmt: skip
 
 
 def lost() -> Epoch | None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from uuid import UUID
 
-from jobs import conclusion, control, epoch, evidence, lifecycle, publisher, reconcile, successors
+from jobs import audit, conclusion, control, epoch, evidence, lifecycle, publisher, reconcile, successors
 from jobs.conclusion import Report
 from jobs.conf import current as settings
 from jobs.errors import Refused, WorkerLost
@@ -38,7 +38,7 @@ def requeue_stuck(*, by: str, reason: str = "") -> Requeued:
 
     Raises ``BrokerUnavailable`` when the broker cannot be reached; what was rescued by then stays so.
     """
-    control.record_act("requeue stuck", by, "all queues", reason=reason)
+    audit.record_act("requeue stuck", by, "all queues", reason=reason)
     rescued = _until_none(rescue)
     # Asked first, because the reconciler and the release keep quiet when the broker does.
     publisher.in_use().depth(publisher.in_use().app.conf.task_default_queue)

@@ -11,7 +11,7 @@ from django.db import models, transaction
 from django.db.models import Q
 
 from jobs import lifecycle
-from jobs.control import record_act
+from jobs.audit import record_act
 from jobs.errors import Refused
 from jobs.models import FanIn, Job
 from jobs.states import FINAL, State
