@@ -68,10 +68,10 @@ def pause(*, queue: str | None = None, task: str | None = None, reason: str, by:
     """Stop starting jobs of a queue or a task; what waits in the broker is taken back. Running jobs go on."""
     kind, name = _one_of(queue, task)
     with transaction.atomic(using=lifecycle.alias()):
-        pause, _ = Pause.objects.using(lifecycle.alias()).update_or_create(
-            kind=kind,
-            name=name,
-            defaults={"reason": reason, "by": by, "created_at": lifecycle.database_now()},
+        pause = Pause(kind=kind, name=name, reason=reason, by=by, created_at=lifecycle.database_now())
+        # One statement: between a look and an insert, somebody else may pause and resume.
+        Pause.objects.using(lifecycle.alias()).bulk_create(
+            [pause], update_conflicts=True, unique_fields=["kind", "name"], update_fields=["reason", "by", "created_at"]
         )
         lifecycle.move_all(
             [State.RESERVED],

@@ -127,8 +127,10 @@ def test_each_process_says_once_that_the_database_is_away_and_once_that_it_is_ba
 
 @needs_server
 def test_a_worker_that_starts_without_the_database_works_when_it_comes(
-    worker: Callable[..., Child], server: Any, wait_until: WaitUntil
+    worker: Callable[..., Child], platform: Platform, server: Any, wait_until: WaitUntil
 ) -> None:
+    assert platform.worker is not None
+    platform.worker.stop()
     job = note.delay("now")
     server.stop()
     process = worker()

@@ -1,10 +1,12 @@
 """What people may do to jobs: cancel, retry, pause, resume; and what time does: expire."""
 
+import threading
 from datetime import timedelta
 from uuid import uuid4
 
 import pytest
 from django.contrib.auth.models import User
+from django.db import connection
 from django.db.models import F
 
 from jobs import control, lifecycle, rescue
@@ -165,6 +167,28 @@ def test_pausing_twice_is_pausing_once() -> None:
     control.pause(queue="mail", reason="a", by="ann")
     control.pause(queue="mail", reason="b", by="bob")
     assert [(p.reason, p.by) for p in Pause.objects.all()] == [("b", "bob")]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_any_number_of_people_may_pause_and_resume_at_once() -> None:
+    errors: list[Exception] = []
+
+    def pause_and_resume() -> None:
+        try:
+            for _ in range(25):
+                control.pause(queue="mail", reason="a deploy", by="ann")
+                control.resume(queue="mail", by="ann")
+        except Exception as error:
+            errors.append(error)
+        finally:
+            connection.close()
+
+    threads = [threading.Thread(target=pause_and_resume) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
 
 
 def test_resuming_what_is_not_paused_says_so() -> None:
