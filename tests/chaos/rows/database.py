@@ -133,7 +133,12 @@ def result_backend_down(stage: Stage) -> None:
     stage.settle()
 
 
-@row(33, "broker down as a body asks for a retry", must="the next attempt waits in the database", brokers=("redis", "rabbitmq"))
+@row(
+    33,
+    "broker down as a body asks for a retry",
+    must="the next attempt waits in the database",
+    brokers=("redis", "rabbitmq"),
+)
 def retry_without_broker(stage: Stage) -> None:
     stage.start()
     gate = stage.gate()
