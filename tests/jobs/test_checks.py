@@ -109,23 +109,23 @@ def test_importing_the_tasks_for_a_check_does_not_check_again(project: Project) 
 @pytest.mark.parametrize("given", [{"LEASSE": 30}, {"LEASE": "long"}, {"LEASE": -1}, [], {"QUEUES": "mail"}])
 def test_a_misspelt_or_impossible_setting_is_an_error(given: Any) -> None:
     with override_settings(JOBS=given):
-        assert found(checks.of_settings()) == {("jobs.E001", "JOBS")}
+        assert found(checks.surroundings.of_settings()) == {("jobs.E001", "JOBS")}
 
 
 def test_a_misspelt_setting_is_named_with_the_nearest() -> None:
     with override_settings(JOBS={"LEASSE": 30}):
-        assert "Did you mean 'LEASE'?" in next(checks.of_settings()).msg
+        assert "Did you mean 'LEASE'?" in next(checks.surroundings.of_settings()).msg
 
 
 @pytest.mark.parametrize(("heartbeat", "ids"), [(10, {"jobs.E003"}), (9, set())])
 def test_a_lease_must_be_longer_than_two_heartbeats(heartbeat: float, ids: set[str]) -> None:
     with override_settings(JOBS={"LEASE": 20, "HEARTBEAT": heartbeat}):
-        assert {message.id for message in checks.of_settings()} == ids
+        assert {message.id for message in checks.surroundings.of_settings()} == ids
 
 
 def test_jobs_without_dead_letters_are_warned_of(settings: Any) -> None:
     settings.INSTALLED_APPS = [app for app in settings.INSTALLED_APPS if app != "dlq"]
-    assert found(checks.of_apps()) == {("jobs.W004", "INSTALLED_APPS")}
+    assert found(checks.surroundings.of_apps()) == {("jobs.W004", "INSTALLED_APPS")}
 
 
 class JobsElsewhere:
@@ -143,12 +143,12 @@ class BothElsewhere(JobsElsewhere):
 
 def test_jobs_and_letters_in_two_databases_are_an_error(settings: Any) -> None:
     settings.DATABASE_ROUTERS = [JobsElsewhere()]
-    assert ("jobs.E012", "DATABASE_ROUTERS") in found(checks.of_databases())
+    assert ("jobs.E012", "DATABASE_ROUTERS") in found(checks.surroundings.of_databases())
 
 
 def test_jobs_beside_the_default_database_are_warned_of(settings: Any) -> None:
     settings.DATABASE_ROUTERS = [BothElsewhere()]
-    assert found(checks.of_databases()) == {("jobs.W008", "DATABASE_ROUTERS")}
+    assert found(checks.surroundings.of_databases()) == {("jobs.W008", "DATABASE_ROUTERS")}
 
 
 def test_a_celery_app_without_mainstay_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,7 +171,7 @@ def test_eager_tasks_are_an_error_in_deployment(project: Project) -> None:
 
 @pytest.mark.parametrize(("engine", "said"), [("sqlite3", True), ("postgresql", False)])
 def test_sqlite_is_mentioned_in_deployment(engine: str, said: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(checks.connections.databases["default"], "ENGINE", f"django.db.backends.{engine}")
+    monkeypatch.setitem(checks.surroundings.connections.databases["default"], "ENGINE", f"django.db.backends.{engine}")
     assert ("jobs.I001" in deployed()) is said
 
 
@@ -196,7 +196,7 @@ def test_sqlite_is_mentioned_in_deployment(engine: str, said: bool, monkeypatch:
     ],
 )
 def test_a_setting_of_celery_that_undoes_a_promise_is_found(configured: dict, id_: str, project: Project) -> None:
-    assert {message.id for message in checks.of_celery(project(**configured))} == {id_}
+    assert {message.id for message in checks.celery.of_celery(project(**configured))} == {id_}
 
 
 @pytest.mark.parametrize(
@@ -211,7 +211,7 @@ def test_a_setting_of_celery_that_undoes_a_promise_is_found(configured: dict, id
     ],
 )
 def test_a_setting_of_celery_that_is_sound_is_not(configured: dict, project: Project) -> None:
-    assert list(checks.of_celery(project(**configured))) == []
+    assert list(checks.celery.of_celery(project(**configured))) == []
 
 
 # --- Tasks ----------------------------------------------------------------------------------------
@@ -224,7 +224,7 @@ def of_task(app: Celery, **options: Any) -> set[str]:
         return
 
     app.task(name="checked", shared=False, **options)(body)
-    return {str(message.id) for message in checks.of_tasks(app) if message.obj == "checked"}
+    return {str(message.id) for message in checks.tasks.of_tasks(app) if message.obj == "checked"}
 
 
 @pytest.mark.parametrize(
@@ -290,12 +290,12 @@ def test_queues_that_rabbitmq_may_forget_are_warned_of(
     project: Project, queue: dict[str, Any], expected: set[tuple[str, str]]
 ) -> None:
     app = project(broker_url="amqp://127.0.0.1//", task_queues=[Queue("default", **queue)])
-    assert found(checks.of_celery(app)) == expected
+    assert found(checks.celery.of_celery(app)) == expected
 
 
 def test_confirmations_for_all_that_is_sent_to_rabbitmq_are_warned_of(project: Project) -> None:
     app = project(broker_url="amqp://127.0.0.1//", broker_transport_options={"confirm_publish": True})
-    assert found(checks.of_celery(app)) == {("jobs.W011", "CELERY_BROKER_TRANSPORT_OPTIONS")}
+    assert found(checks.celery.of_celery(app)) == {("jobs.W011", "CELERY_BROKER_TRANSPORT_OPTIONS")}
 
 
 def test_an_untracked_task_without_a_time_limit_is_warned_of(project: Project) -> None:
@@ -320,7 +320,7 @@ def test_two_classes_of_one_name_are_an_error(project: Project) -> None:
         def run(self) -> None: ...
 
     app = project()
-    assert ("jobs.E010", "checked.twice") in found(checks.of_tasks(app))
+    assert ("jobs.E010", "checked.twice") in found(checks.tasks.of_tasks(app))
     for cls in (First, Second):
         cls.name = f"{cls.__module__}.{cls.__qualname__}"
 
@@ -331,12 +331,12 @@ def test_tasks_that_cannot_be_imported_are_an_error(project: Project, monkeypatc
 
     app = project()
     monkeypatch.setattr(app.loader, "import_default_modules", broken)
-    (message,) = checks.of_tasks(app)
+    (message,) = checks.tasks.of_tasks(app)
     assert (message.id, "ChargeOrder has no key." in message.msg) == ("jobs.E004", True)
 
 
 def test_each_id_has_one_meaning_and_each_message_a_remedy(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     app = project(task_acks_late=False, accept_content=["pickle"], result_backend="redis://", task_default_priority=5)
-    messages = list(checks.of_celery(app))
+    messages = list(checks.celery.of_celery(app))
     assert len({message.id for message in messages}) == len(messages) == 4
     assert all(message.hint for message in messages)

@@ -225,7 +225,7 @@ def test_a_schedule_that_cannot_fire_is_found_by_the_check() -> None:
 def test_a_scheduler_without_a_ledger_is_named(scheduler: str, ids: list[str]) -> None:
     from types import SimpleNamespace
 
-    from jobs.checks import _scheduler
+    from jobs.checks.celery import _scheduler
 
     given = SimpleNamespace(beat_scheduler=scheduler, beat_schedule={})
     assert [found.id for found in _scheduler(given)] == ids
