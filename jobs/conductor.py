@@ -15,7 +15,7 @@ from uuid import uuid4
 
 from django.db import Error, connections
 
-from jobs import control, epoch, lifecycle, outage, reconcile, rescue
+from jobs import control, epoch, lifecycle, outage, release, rescue
 from jobs.conf import current as settings
 from jobs.models import Leader
 from jobs.reconcile import Reconciler
@@ -52,7 +52,7 @@ class Conductor:
     def chores(self) -> list[tuple[str, float, Callable[[], int]]]:
         """What a leader does, in this order."""
         return [
-            ("release", 0.0, reconcile.release),
+            ("release", 0.0, release.release),
             ("rescue", 1.0, rescue.rescue),
             ("force_cancel", 1.0, rescue.force_cancel),
             ("expire", 1.0, control.expire),

@@ -14,11 +14,11 @@ from django.db import transaction
 from kombu import compression
 
 from jobs import declared, keys, lifecycle, publisher
-from jobs.conf import current as settings
 from jobs.errors import BrokerUnavailable, OptionError, Unsendable
 from jobs.idempotency import WHILE_UNFINISHED, KeyScope
 from jobs.lifecycle import NOW, Clock, Plus
 from jobs.models import Job
+from jobs.publisher import Failures
 from jobs.states import State
 
 UNREACHABLE = "the broker could not be reached"
@@ -26,6 +26,8 @@ UNREACHABLE = "the broker could not be reached"
 TRIES = 5
 # Seconds for which the mark on a row says, near enough, when its message went out.
 FRESH = 2.0
+# How many jobs are handed to the broker, or taken back, at once.
+BATCH = 1000
 
 _held_for: ContextVar[UUID | None] = ContextVar("mainstay_held_for", default=None)
 
@@ -116,24 +118,43 @@ def send(jobs: Sequence[Job], give_up: Callable[[Job], Any] | None = None, *, ma
     A failure may be ambiguous; a spare message is harmless, because the claim refuses it.
     A job that cannot be made into a message waits alone; ``give_up`` is called with one that was tried too often.
     """
-    if publisher.in_use().paused:
-        take_back(jobs, UNREACHABLE)
-        return 0
     sent, marked = 0, marked or time.monotonic()
-    for tried, job in enumerate(jobs):
+    for start in range(0, len(jobs), BATCH):
+        if publisher.in_use().paused:
+            take_back(jobs[start:], UNREACHABLE)
+            break
         if time.monotonic() - marked > FRESH:
             # A long transaction, or a slow broker: the order in which jobs were sent is evidence of what was lost.
-            lifecycle.mark_sent(jobs[tried:])
+            lifecycle.mark_sent(jobs[start:])
             marked = time.monotonic()
-        try:
-            publisher.in_use().publish(job)
-            sent += 1
-        except BrokerUnavailable as error:
-            take_back(jobs[tried:], f"{UNREACHABLE}: {error}")
-            break
-        except Unsendable as error:
-            _put_off(job, error, give_up)
+        batch = jobs[start : start + BATCH]
+        sent += len(batch) - _wait(batch, _published(batch), give_up)
     return sent
+
+
+def _published(batch: Sequence[Job]) -> Failures:
+    """Publish jobs; return those that may not have gone."""
+    if len(batch) > 1:
+        return publisher.in_use().publish_many(batch)
+    try:
+        publisher.in_use().publish(batch[0])
+    except (BrokerUnavailable, Unsendable) as error:
+        return {batch[0].pk: error}
+    return {}
+
+
+def _wait(batch: Sequence[Job], failures: Failures, give_up: Callable[[Job], Any] | None) -> int:
+    """Make the jobs pending again that may not have gone, for the conductor to send; return how many they are."""
+    unsent: dict[str, list[Job]] = {}
+    for job in batch:
+        error = failures.get(job.pk)
+        if isinstance(error, Unsendable):
+            _put_off(job, error, give_up)
+        elif error is not None:
+            unsent.setdefault(f"{UNREACHABLE}: {error}", []).append(job)
+    for reason, jobs in unsent.items():
+        take_back(jobs, reason)
+    return len(failures)
 
 
 def _put_off(job: Job, error: Unsendable, give_up: Callable[[Job], Any] | None) -> None:
@@ -154,26 +175,13 @@ def _put_off(job: Job, error: Unsendable, give_up: Callable[[Job], Any] | None) 
 
 def take_back(jobs: Sequence[Job], reason: str) -> None:
     """Make reserved jobs pending again, for the conductor to send."""
-    if not jobs:
-        return
-    marks = ", ".join(["%s"] * len(jobs))
-    ids = [lifecycle.prepared("id", job.pk) for job in jobs]
-    lifecycle.move_all(
-        [State.RESERVED],
-        State.PENDING,
-        f"id IN ({marks})",
-        ids,
-        reason,
-        due_at=Clock(timedelta(seconds=1)),
-        sends=Plus(-1),  # it was not sent; what was sent before still counts
-    )
-
-
-def release(limit: int | None = None, give_up: Callable[[Job], Any] | None = None) -> int:
-    """Hand up to ``limit`` due jobs to the broker, most urgent first; return how many went."""
-    if publisher.in_use().paused:
-        return 0
-    return send(lifecycle.reserve_due(limit or int(settings().RELEASE_BATCH)), give_up)
+    for start in range(0, len(jobs), BATCH):
+        ids = [lifecycle.prepared("id", job.pk) for job in jobs[start : start + BATCH]]
+        lifecycle.move_all(
+            [State.RESERVED], State.PENDING, f"id IN ({', '.join(['%s'] * len(ids))})", ids, reason,
+            due_at=Clock(timedelta(seconds=1)),
+            sends=Plus(-1),  # it was not sent; what was sent before still counts
+        )  # fmt: skip
 
 
 def check_sendable(options: dict[str, Any], name: str) -> None:

@@ -5,21 +5,24 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from amqp.exceptions import ChannelError, MessageNacked, NotFound, PreconditionFailed
 from kombu.exceptions import OperationalError
 
-from jobs import conf, payload
+from jobs import batches, conf
+from jobs.batches import Failed, Parcel
 from jobs.errors import BrokerUnavailable, OptionError, Unsendable
+from jobs.messages import HEADER as HEADER
+from jobs.messages import Maker, Message, asked
 from jobs.states import Priority
 
 if TYPE_CHECKING:
     from jobs.models import Job
 
-HEADER = "mainstay"
 UNTRACKED = {"tracked": False}
 
 # Ours count down to 0 as the most urgent; brokers disagree: 0 on Redis, 9 on RabbitMQ.
@@ -31,6 +34,13 @@ _AMQP = {Priority.CRITICAL: 9, Priority.HIGH: 6, Priority.NORMAL: 3, Priority.LO
 _OF_THE_MESSAGE = (LookupError, NotFound, PreconditionFailed)
 NO_ROUTE = 312
 
+# The jobs whose message may not have gone, and why.
+Failures = dict[UUID, BrokerUnavailable | Unsendable]
+
+# How many messages go out in one round trip, and how many times ``SEND_TIMEOUT`` many of them may take together.
+AT_ONCE = 250
+PATIENCE = 4
+
 
 class Publisher:
     """One Celery app's way to the broker: kept connections, short time-outs, no retries inline."""
@@ -38,6 +48,7 @@ class Publisher:
     def __init__(self, app: Any, send_task: Callable[..., Any]) -> None:
         self.app = app
         self._send_task = send_task
+        self._maker = Maker(app)
         self._kept = threading.local()
         self._paused_until = 0.0
 
@@ -55,8 +66,27 @@ class Publisher:
         try:
             self._send_fresh_or_kept(job)
         except BrokerUnavailable:
-            self._paused_until = time.monotonic() + conf.current().SEND_PAUSE
+            self._pause()
             raise
+
+    def publish_many(self, jobs: Sequence[Job]) -> Failures:
+        """Send many messages, in order and in few round trips; return which jobs' may not have gone, and why.
+
+        Takes up to ``PATIENCE`` times ``SEND_TIMEOUT``, and ends at the first answer that takes longer than one.
+        Whatever is not returned is in the broker. What is returned may be there all the same: a spare message is
+        harmless. Paused for ``SEND_PAUSE`` if the broker was at fault (``BrokerUnavailable``); ``Unsendable`` is one
+        job's own fault, and the others go.
+        """
+        failed: Failures = {}
+        made = self._made(jobs, failed)
+        started, kept = time.monotonic(), self._producer_here() is not None
+        again = self._send_all(made, started)
+        if again and kept and time.monotonic() - started < conf.current().SEND_TIMEOUT / 2:
+            again = self._send_all([(job, parcel) for job, parcel in made if job.pk in again], started)
+        failed |= again
+        if any(isinstance(error, BrokerUnavailable) for error in failed.values()):
+            self._pause()
+        return failed
 
     def depth(self, queue: str, priority: int | None = None) -> int:
         """How many messages wait in a queue. Raises ``BrokerUnavailable``.
@@ -103,21 +133,118 @@ class Publisher:
         """Try once, and keep no connection on which anything failed."""
         producer = self.reached()
         try:
-            self._send_declaring(self._message(job), producer)
-        except Exception as raised:
-            error = _unwrapped(raised)
-            unavailable = isinstance(error, _failures_of(producer)) and not isinstance(error, _OF_THE_MESSAGE)
+            self._send_declaring(self._asked(job), producer)
+        except Exception as error:
             self.forget()
-            raise (BrokerUnavailable if unavailable else Unsendable)(_sentence(error)) from error
+            raise self._judged(error, producer) from _unwrapped(error)
 
     def _send_declaring(self, message: dict[str, Any], producer: Any) -> None:
         """Send, and once more when it turns out that RabbitMQ does not have the queue."""
         try:
-            self._send_task(**message, producer=producer)
+            self._send_made(message, producer)
         except ChannelError as returned:
             if not self._leads_nowhere(returned, message):
                 raise
-            self._send_task(**message, producer=self._declared(message["queue"]))
+            self._send_made(message, self._declared(message["queue"]))
+
+    def _send_made(self, message: dict[str, Any], producer: Any) -> None:
+        """Send a copy of a message like it, or let Celery make it."""
+        copy = None if self._maker.watched else self._maker.copied(message, self._send_task, producer.connection)
+        if copy is None:
+            self._send_task(**message, producer=producer)
+        else:
+            self._put(copy, producer)
+
+    def _put(self, message: Message, producer: Any) -> None:
+        for entity in message.declares:
+            self._declare(entity, producer)
+        producer.publish(message.body, declare=[], **message.options)
+
+    def _declare(self, entity: Any, producer: Any) -> None:
+        """Declare a queue where this connection did not; kombu knows it too, and takes long to say so."""
+        if self._kept.declared.get(id(entity)) is not entity:
+            producer.maybe_declare(entity)
+            if entity.can_cache_declaration:
+                self._kept.declared[id(entity)] = entity
+
+    # --- Many ---
+
+    def _made(self, jobs: Sequence[Job], failed: dict[UUID, Any]) -> list[tuple[Job, Parcel]]:
+        """The messages of jobs, but for those that cannot be made; these are noted as failed."""
+        made: list[tuple[Job, Parcel]] = []
+        watched = self._maker.watched
+        for job in jobs:
+            try:
+                connection = self._producer().connection
+                made.append((job, self._maker.made(self._asked(job), self._send_task, connection, watched=watched)))
+            except Exception as error:
+                failed[job.pk] = self._judged(error, None)
+        return made
+
+    def _send_all(self, made: Sequence[tuple[Job, Parcel]], started: float) -> Failures:
+        """Try once, slice by slice while the broker answers and time is left."""
+        until = started + PATIENCE * conf.current().SEND_TIMEOUT
+        failed: Failures = {}
+        for start in range(0, len(made), AT_ONCE):
+            failed |= self._send_slice(made[start : start + AT_ONCE], until)
+            rest = [job for job, _ in made[start + AT_ONCE :]]
+            error = next((e for e in failed.values() if isinstance(e, BrokerUnavailable)), None)
+            if rest and error is None and time.monotonic() > until:
+                error = BrokerUnavailable(f"the broker took longer than {until - started:g} s for a part of them")
+            if error is not None:
+                return failed | dict.fromkeys((job.pk for job in rest), error)
+        return failed
+
+    def _send_slice(self, made: Sequence[tuple[Job, Parcel]], until: float) -> Failures:
+        try:
+            producer = self.reached()
+        except BrokerUnavailable as error:
+            return {job.pk: error for job, _ in made}
+        failed = self._sent(producer, [parcel for _, parcel in made])
+        if failed:
+            self.forget()
+        judged = {made[place][0].pk: self._judged(error, producer) for place, error in failed.items()}
+        if self._on_amqp:
+            self._one_by_one([made[p][0] for p in sorted(failed) if isinstance(failed[p], ChannelError)], judged, until)
+        return judged
+
+    def _sent(self, producer: Any, parcels: Sequence[Parcel]) -> Failed:
+        if self._on_amqp:
+            return batches.confirmed(producer, parcels, self._put, conf.current().SEND_TIMEOUT)
+
+        def gone(error: Exception) -> bool:
+            return isinstance(self._judged(error, producer), BrokerUnavailable)
+
+        return batches.pipelined(producer, parcels, self._put, gone)
+
+    def _one_by_one(self, jobs: Iterable[Job], failed: Failures, until: float) -> None:
+        """Send again what RabbitMQ gave back, or dropped with the channel that it closed for one message's sake."""
+        for job in jobs:
+            if time.monotonic() > until:
+                failed[job.pk] = BrokerUnavailable("RabbitMQ closed the channel, and no time was left to try again")
+                continue
+            try:
+                self._send(job)
+                del failed[job.pk]
+            except Unsendable as error:
+                failed[job.pk] = error
+            except BrokerUnavailable as error:
+                failed[job.pk] = error
+                until = 0.0
+
+    # --- The broker ---
+
+    def _judged(self, raised: Exception, producer: Any) -> BrokerUnavailable | Unsendable:
+        """Whose fault an error is: the broker's, or that of the one message."""
+        error = _unwrapped(raised)
+        known = _failures_of(producer or self._producer())
+        unavailable = isinstance(error, known) and not isinstance(error, _OF_THE_MESSAGE)
+        judged = (BrokerUnavailable if unavailable else Unsendable)(_sentence(error))
+        judged.__cause__ = error
+        return judged
+
+    def _pause(self) -> None:
+        self._paused_until = time.monotonic() + conf.current().SEND_PAUSE
 
     def _leads_nowhere(self, error: ChannelError, message: dict[str, Any]) -> bool:
         """Whether RabbitMQ gave a message back because its queue, or the exchange before it, is not there."""
@@ -140,24 +267,9 @@ class Publisher:
             self.forget()
             raise BrokerUnavailable(_sentence(error)) from error
 
-    def _message(self, job: Job) -> dict[str, Any]:
+    def _asked(self, job: Job) -> dict[str, Any]:
         """What ``send_task`` is to be given."""
-        content = payload.decode(job.payload)
-        carried = payload.from_json(job.delivery) if job.delivery else {}
-        headers = {
-            **(carried.pop("headers", None) or {}),
-            HEADER: {"job": str(job.pk), "correlation_id": job.correlation_id},
-        }
-        if not carried.get("exchange"):
-            carried["queue"] = job.queue
-            carried.update(self._in_return())
-        return {
-            **carried, "name": job.task, "args": list(content.args), "kwargs": content.kwargs, "task_id": str(job.pk),
-            "headers": headers, "priority": self._priority(_urgency(job)), "root_id": _text(job.root_id),
-            "parent_id": _text(job.parent_id), "group_id": _text(job.group_id), "group_index": job.group_index,
-            "time_limit": job.time_limit, "soft_time_limit": job.soft_time_limit,
-            "ignore_result": True, "add_to_parent": False, "retry": False,
-        }  # fmt: skip
+        return asked(job, self._priority(_urgency(job)), **self._in_return())
 
     def _in_return(self) -> dict[str, Any]:
         """What RabbitMQ is asked for: to say at once that it has the message, or that there is no such queue.
@@ -180,7 +292,7 @@ class Publisher:
                 limits["confirm_publish"] = True  # without it, RabbitMQ loses messages and says nothing
             connection = self.app.connection_for_write(connect_timeout=seconds, transport_options=limits)
             producer = self.app.amqp.Producer(connection, auto_declare=False)
-            self._kept.producer, self._kept.pid = producer, os.getpid()
+            self._kept.producer, self._kept.pid, self._kept.declared = producer, os.getpid(), {}
         return producer
 
     def _producer_here(self) -> Any:
@@ -250,7 +362,3 @@ def _unwrapped(error: Exception) -> Exception:
 def _sentence(error: Exception) -> str:
     """An error in one line that every database can keep."""
     return "".join(c if c.isprintable() else " " for c in f"{type(error).__name__}: {error}")
-
-
-def _text(value: Any) -> str | None:
-    return None if value is None else str(value)

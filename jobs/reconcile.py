@@ -1,6 +1,6 @@
 """Sending again what was lost: reserved jobs whose message is known to be gone.
 
-What can never be sent, or is sent and never claimed, becomes a dead letter here.
+What is sent and never claimed becomes a dead letter here.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from jobs import conclusion, evidence, lifecycle, outbox, publisher, successors
+from jobs import conclusion, evidence, lifecycle, publisher, successors
 from jobs import epoch as epochs
 from jobs.conf import current as settings
 from jobs.errors import BrokerUnavailable
@@ -23,16 +23,6 @@ WATCHING = 5.0  # seconds in which each live worker reports at least once
 RESTING = 10.0  # times as long as the last look at the lines took, where it found nothing
 LONGEST_REST = 30.0
 A_TURN = 2.0  # seconds after which a chore lets the others have their turn
-
-
-def release(limit: int | None = None) -> int:
-    """Hand up to ``limit`` due jobs to the broker; bury those that cannot be sent, however often it is tried."""
-    return outbox.release(limit, give_up=_unsendable)
-
-
-def _unsendable(job: Job) -> None:
-    """End a job with the reason and the error that the last try left on it."""
-    successors.finish(job, State.FAILED, job.reason)
 
 
 @dataclass(slots=True)

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from datetime import timedelta
 from uuid import UUID
 
-from jobs import audit, conclusion, control, epoch, evidence, lifecycle, publisher, reconcile, successors
+from jobs import audit, conclusion, control, epoch, evidence, lifecycle, publisher, successors
 from jobs.conclusion import Report
 from jobs.conf import current as settings
 from jobs.errors import Refused, WorkerLost
 from jobs.failures import Failure, Kind, how_it_ended
 from jobs.models import Job, Worker
 from jobs.reconcile import Reconciler
+from jobs.release import release
 from jobs.states import State
 
 logger = logging.getLogger("jobs.rescue")
@@ -42,7 +43,7 @@ def requeue_stuck(*, by: str, reason: str = "") -> Requeued:
     rescued = _until_none(rescue)
     # Asked first, because the reconciler and the release keep quiet when the broker does.
     publisher.in_use().depth(publisher.in_use().app.conf.task_default_queue)
-    return Requeued(rescued, _find_lost(), _until_none(reconcile.release))
+    return Requeued(rescued, _find_lost(), _until_none(release))
 
 
 def _until_none(act: Callable[[], int]) -> int:

@@ -132,6 +132,7 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     ids: list[str] = []
     monkeypatch.setattr(publisher.in_use(), "publish", lambda job: ids.append(str(job.pk)))
+    monkeypatch.setattr(publisher.in_use(), "publish_many", lambda jobs: ids.extend(str(job.pk) for job in jobs) or {})
     return ids
 
 

@@ -8,7 +8,7 @@ import pytest
 from django.db.models import F
 
 from jobs import conductor as room
-from jobs import lifecycle
+from jobs import lifecycle, release
 from jobs.conductor import Conductor
 from jobs.models import Job, Leader
 from jobs.states import State
@@ -83,10 +83,8 @@ def test_a_tick_rescues_expires_and_forces(sent: list[str]) -> None:
 def test_a_chore_that_fails_does_not_keep_the_others_from_their_turn(
     sent: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from jobs import reconcile
-
     lost = running(add.delay(1, 2).id, lease=-1)
-    monkeypatch.setattr(reconcile, "release", lambda: 1 / 0)
+    monkeypatch.setattr(release, "release", lambda: 1 / 0)
     monkeypatch.setattr(Conductor, "lead", lambda self: True)  # whatever the platform's conductor does
     conductor = Conductor()
     monkeypatch.setattr(conductor, "stopping", Stopping(after=3))

@@ -1,6 +1,6 @@
 """The way out: marked first, sent second; a broker that fails costs nobody a job."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -8,10 +8,10 @@ from django.db import transaction
 from kombu import Exchange, Queue
 from redis import Redis
 
-from jobs import outbox, publisher
+from jobs import outbox, publisher, release
 from jobs.errors import BrokerUnavailable
 from jobs.models import Job
-from jobs.publisher import Publisher
+from jobs.publisher import Failures, Publisher
 from jobs.states import State
 from project.servers import RedisServer
 from tests.platform import fresh, hurry, messages
@@ -35,11 +35,18 @@ def broken(unpaused: Publisher, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A broker that fails each time; the ids of the jobs that it was offered."""
     offered: list[str] = []
 
+    error = BrokerUnavailable("no answer")
+
     def fail(job: Job) -> None:
         offered.append(str(job.pk))
-        raise BrokerUnavailable("no answer")
+        raise error
+
+    def fail_all(jobs: Sequence[Job]) -> Failures:
+        offered.append(str(jobs[0].pk))
+        return {job.pk: error for job in jobs}
 
     monkeypatch.setattr(unpaused, "publish", fail)
+    monkeypatch.setattr(unpaused, "publish_many", fail_all)
     return offered
 
 
@@ -71,7 +78,7 @@ def test_no_delay_or_expiry_rides_in_the_message(broker: RedisServer) -> None:
     add.apply_async((1, 2), countdown=3600, expires=7200)
     assert messages(broker.url) == 0
     hurry()
-    assert outbox.release() == 1
+    assert release.release() == 1
     headers = only_message(broker)["headers"]
     assert (headers["eta"], headers["expires"]) == (None, None)
 
@@ -79,7 +86,7 @@ def test_no_delay_or_expiry_rides_in_the_message(broker: RedisServer) -> None:
 def test_what_the_call_carries_beyond_the_payload_is_sent_each_time(broker: RedisServer) -> None:
     add.apply_async((1, 2), headers={"x-trace": "7"}, countdown=60)
     hurry()
-    outbox.release()
+    release.release()
     assert only_message(broker)["headers"]["x-trace"] == "7"
 
 
@@ -98,7 +105,7 @@ def test_a_job_that_lost_something_does_not_wait_for_its_turn_a_second_time(
     job = add.apply_async((1, 2), priority=priority, countdown=60)
     Job.objects.filter(pk=job.id).update(**lost)
     hurry()
-    outbox.release()
+    release.release()
     with Redis.from_url(broker.url) as client:
         assert client.llen(f"default\x06\x16{step}" if step else "default") == 1
 
@@ -125,7 +132,7 @@ def test_what_could_not_be_sent_is_released_when_the_broker_is_back(broker: Redi
     broker.start()
     hurry()
     publisher.use(Publisher(publisher.in_use().app, publisher.in_use()._send_task))
-    assert outbox.release() == 1
+    assert release.release() == 1
     assert fresh(job).state == State.RESERVED
     assert messages(broker.url) == 1
 
@@ -141,7 +148,7 @@ def test_a_connection_that_went_stale_is_renewed_without_a_failure(broker: Redis
 def test_a_release_that_fails_half_way_loses_nothing(broken: list[str]) -> None:
     jobs = [note.apply_async((str(n),), countdown=60) for n in range(3)]
     hurry()
-    assert outbox.release() == 0
+    assert release.release() == 0
     assert len(broken) == 1
     assert {fresh(job).state for job in jobs} == {State.PENDING}
 
@@ -150,7 +157,7 @@ def test_a_release_is_bounded(broker: RedisServer) -> None:
     for n in range(3):
         note.apply_async((str(n),), countdown=60)
     hurry()
-    assert outbox.release(2) == 2
+    assert release.release(2) == 2
 
 
 def test_a_rollback_after_the_broker_failed_leaves_nothing(broken: list[str]) -> None:

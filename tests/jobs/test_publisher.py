@@ -10,7 +10,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ReadOnlyError
 
 from dlq.models import DeadLetter
-from jobs import outbox, publisher, reconcile
+from jobs import outbox, publisher, release
 from jobs.errors import BrokerUnavailable, Unsendable
 from jobs.models import Job
 from jobs.publisher import Publisher
@@ -48,13 +48,13 @@ def renamed() -> Job:
 def tried_too_often(job: Job) -> Job:
     for _ in range(outbox.TRIES):
         hurry()
-        reconcile.release()
+        release.release()
     return fresh(job)
 
 
 def test_a_job_of_a_queue_that_exists_no_more_holds_up_no_other(unpaused: Publisher, broker: RedisServer) -> None:
     jobs = [renamed(), scheduled(), scheduled()]
-    assert reconcile.release() == 2
+    assert release.release() == 2
     assert [fresh(job).state for job in jobs] == [State.PENDING, State.RESERVED, State.RESERVED]
     assert messages(broker.url) == 2
     assert not unpaused.paused
@@ -62,7 +62,7 @@ def test_a_job_of_a_queue_that_exists_no_more_holds_up_no_other(unpaused: Publis
 
 def test_its_row_says_at_once_why_it_cannot_be_sent() -> None:
     job = renamed()
-    reconcile.release()
+    release.release()
     assert fresh(job).reason.startswith("cannot be sent: QueueNotFound: ")
     assert "renamed" in fresh(job).reason
     assert fresh(job).error_type == "celery.exceptions.QueueNotFound"
@@ -73,7 +73,7 @@ def test_each_wait_is_longer_than_the_one_before() -> None:
     for _ in range(outbox.TRIES - 1):
         hurry()
         before = fresh(job).due_at
-        reconcile.release()
+        release.release()
         waits.append(round((fresh(job).due_at - before).total_seconds()))
     assert waits == [1, 4, 16, 64]
 
@@ -94,17 +94,17 @@ def test_so_does_one_whose_message_cannot_be_made(delivery: str) -> None:
 
 
 def test_a_call_that_cannot_be_sent_waits_for_the_conductor(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(publisher.in_use(), "_message", lambda job: {}["nothing"])
+    monkeypatch.setattr(publisher.in_use(), "_asked", lambda job: {}["nothing"])
     job = fresh(add.delay(1, 2))
     assert (job.state, job.sends) == (State.PENDING, 1)
 
 
 def test_a_job_that_can_be_sent_again_is_sent(broker: RedisServer) -> None:
     job = renamed()
-    reconcile.release()
+    release.release()
     Job.objects.filter(pk=job.pk).update(queue="default")
     hurry()
-    assert reconcile.release() == 1
+    assert release.release() == 1
     assert fresh(job).state == State.RESERVED
 
 

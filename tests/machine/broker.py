@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 from uuid import UUID
@@ -12,7 +12,7 @@ from uuid import UUID
 from jobs import publisher
 from jobs.errors import BrokerUnavailable, Unsendable
 from jobs.models import Job
-from jobs.publisher import Publisher
+from jobs.publisher import Failures, Publisher
 
 MOODS = (
     "well",
@@ -52,6 +52,22 @@ class Bag(Publisher):
     def publish(self, job: Job) -> None:
         with self._lock:
             self._take(job)
+
+    def publish_many(self, jobs: Sequence[Job]) -> Failures:
+        failed: Failures = {}
+        gone: BrokerUnavailable | None = None
+        with self._lock:
+            for job in jobs:
+                try:
+                    if gone is None:
+                        self._take(job)
+                    else:
+                        failed[job.pk] = gone
+                except BrokerUnavailable as error:
+                    failed[job.pk] = gone = error
+                except Unsendable as error:
+                    failed[job.pk] = error
+        return failed
 
     def depth(self, queue: str, priority: int | None = None) -> int:
         if self.resting:

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 from dlq import replay
 from dlq.models import DeadLetter, Status
-from jobs import control, lifecycle, publisher, reconcile, rescue
+from jobs import control, lifecycle, publisher, release, rescue
 from jobs.conductor import Conductor
 from jobs.errors import Refused
 from jobs.models import Job
@@ -131,7 +131,7 @@ class Scene:
             "heartbeat": lambda: self.renew(which), "rescue": rescue.rescue,
             "cancel": lambda: control.cancel(job_id, reason="not wanted", by="person"),
             "replay": lambda: self.on_letter(replay.replay), "resolve": lambda: self.on_letter(replay.resolve),
-            "release": reconcile.release, "force_cancel": rescue.force_cancel, "expire": control.expire,
+            "release": release.release, "force_cancel": rescue.force_cancel, "expire": control.expire,
             "call with a key": lambda: [Unfinished, Hourly, Ever][which % 3].delay("a"),
             "call a chord": lambda: self.call("chord"),
             "make due": lambda: control.retry(job_id, by="person"), "pause and resume": self.pause_and_resume,
@@ -227,7 +227,7 @@ def test_conductors_that_release_at_once_send_each_due_job_once(bag: Bag, conduc
             step.delay("due")
         bag.resting = False
         clock.advance(5)
-        released = together([lambda: reconcile.release(4)] * conductors)
+        released = together([lambda: release.release(4)] * conductors)
         assert max(Counter(job_id for job_id, _ in bag.sent).values()) == 1
         assert sum(released) == len(bag.sent)
         promises.keep(scene.memory)

@@ -176,6 +176,11 @@ def plain(a: int, b: int = 2) -> int:
     return a * b
 
 
+@shared_task
+def echo(*args: Any, **kwargs: Any) -> list[Any]:
+    return [*args, kwargs]
+
+
 @shared_task(tracked=False)
 def untracked(line: str) -> str:
     witness(line)
@@ -356,14 +361,17 @@ def enrol_and_tell(name: str, how: str = "fine") -> None:
     _MENU[how]()
 
 
-@before_task_publish.connect
 def die_before_sending(sender: Any = None, **_: Any) -> None:
     """Die between the commit and the send, once, where the file DIE_BEFORE_SENDING names the task that is sent."""
-    flag = Path(os.environ.get("DIE_BEFORE_SENDING", "/nowhere"))
+    flag = Path(os.environ["DIE_BEFORE_SENDING"])
     if flag.exists() and flag.read_text() == sender:
         flag.unlink()
         witness(f"died before sending {sender}")
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+if "DIE_BEFORE_SENDING" in os.environ:  # or each message would be made the long way, for somebody who listens
+    before_task_publish.connect(die_before_sending)
 
 
 class Hourly(IdempotentTask):
