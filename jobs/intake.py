@@ -13,6 +13,7 @@ from django.db import connections, transaction
 
 from jobs import canvas, drafts, lifecycle, outbox, payload, publisher, successors
 from jobs.errors import JobsError
+from jobs.insertion import AWAITED
 from jobs.lifecycle import NOW, Clock
 from jobs.models import Job
 from jobs.payload import Payload
@@ -54,7 +55,8 @@ def enqueue(name: str, task: Any, args: Any, kwargs: Any, options: dict[str, Any
         return bury(name, args, kwargs, options, error)
     if outbox.holding():
         job.key = None  # it takes its key when its turn comes, or it could wait for those who wait for it
-    job.followed = "task_id" in options and successors.awaited(job.pk)
+    if "task_id" in options:
+        job.followed = AWAITED  # type: ignore[assignment]
     owner = outbox.record(job, says.key_scope)
     if owner == job.pk or "task_id" not in options:
         return owner

@@ -16,17 +16,12 @@ from django.db import connections, models, router, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models.expressions import Col
 
-from jobs import outage, signals
+from jobs import clock, insertion, outage, signals
+from jobs.clock import NOW as NOW
+from jobs.clock import Clock as Clock
 from jobs.errors import MoveRefused
 from jobs.models import Attempt, Job
 from jobs.states import FINAL, MOVES, WAITING, State
-
-
-@dataclass(frozen=True, slots=True)
-class Clock:
-    """The database's clock, plus ``delta``: times never come from the machine that asks."""
-
-    delta: timedelta = timedelta(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +40,6 @@ class Column:
 
 logger = logging.getLogger("jobs.lifecycle")
 
-NOW = Clock()
 _FAT = {"result", "error_message", "traceback"}
 LOCK_PATIENCE = 2.0  # seconds that an act on one job of many waits for a row that somebody locked
 
@@ -65,11 +59,20 @@ def insert(job: Job) -> bool:
 
     Fields that hold a ``Clock`` are read off the database's clock.
     """
-    fields = Job._meta.concrete_fields
-    columns, values = zip(*((_quoted(f.column), _compiled(f, getattr(job, f.attname))) for f in fields), strict=True)
-    names, marks = ", ".join(columns), ", ".join(sql for sql, _ in values)
-    sql = f"INSERT INTO {_table()} ({names}) VALUES ({marks}) ON CONFLICT DO NOTHING"
-    return _execute(sql, [p for _, parameters in values for p in parameters]) == 1
+    return _execute(*insertion.one(job, database())) == 1
+
+
+def insert_many(jobs: Sequence[Job]) -> int:
+    """Add the rows of jobs in one statement and in this order, but for those whose id or key is taken; how many."""
+    return _execute(*insertion.many(jobs, database()))
+
+
+def inserted(jobs: Sequence[Job]) -> set[UUID]:
+    """The ids of those jobs that have a row."""
+    marks = ", ".join(["%s"] * len(jobs))
+    with database().cursor() as cursor:
+        cursor.execute(f"SELECT id FROM {_table()} WHERE id IN ({marks})", [_id(job.pk) for job in jobs])
+        return {UUID(str(row[0])) for row in cursor.fetchall()}
 
 
 def claim(job_id: UUID, *, token: UUID, worker: str, pid: int, lease: timedelta) -> Job | None:
@@ -299,10 +302,7 @@ def _compiled(field: models.Field[Any, Any], value: Any) -> tuple[str, list[Any]
 
 
 def _clock(delta: timedelta = timedelta(0)) -> str:
-    # PostgreSQL's now() is the start of the transaction; a lease must be told the time that it is.
-    if database().vendor == "postgresql":
-        return f"(clock_timestamp() + interval '{delta.total_seconds():.6f} seconds')"
-    return f"strftime('%%Y-%%m-%%d %%H:%%M:%%f000', 'now', '{delta.total_seconds():+.6f} seconds')"
+    return clock.sql(database().vendor, delta)
 
 
 def _as_job(fields: Sequence[models.Field[Any, Any]], row: Sequence[Any]) -> Job:

@@ -9,6 +9,7 @@ from contextvars import ContextVar
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
+from weakref import ref
 
 from django.db import transaction
 from kombu import compression
@@ -106,9 +107,41 @@ def _owner(job: Job) -> UUID | None:
 
 
 def send_on_commit(jobs: Sequence[Job]) -> None:
-    """Send when the transaction commits, at once outside of one; never when it rolls back."""
-    marked = time.monotonic()
-    transaction.on_commit(lambda: send(jobs, marked=marked) and None, using=lifecycle.alias(), robust=True)
+    """Send when the transaction commits, at once outside of one; never when it rolls back.
+
+    What one transaction sends in a row goes out together, in the order of the calls.
+    """
+    connection = lifecycle.database()
+    waiting: Any = connection.run_on_commit[-1][1] if connection.run_on_commit else None
+    before = waiting if isinstance(waiting, _Sending) else None
+    transaction.on_commit(_Sending(list(jobs), before), using=connection.alias, robust=True)
+
+
+class _Sending:
+    """Jobs to be sent after the commit, and the others of the same transaction that come right after them.
+
+    They are known by weak references: Django forgets those whose savepoint was rolled back.
+    """
+
+    __slots__ = ("__weakref__", "jobs", "line", "marked")
+
+    def __init__(self, jobs: list[Job], before: _Sending | None) -> None:
+        self.jobs, self.marked = jobs, time.monotonic()
+        self.line: list[ref[_Sending]] = before.line if before is not None else []
+        self.line.append(ref(self))
+
+    def __call__(self) -> None:
+        """Send all of them; those that come later find that they have been sent."""
+        if not self.jobs:
+            return
+        line = [sending for sending in (one() for one in self.line) if sending is not None]
+        together = [job for sending in line[line.index(self) :] for job in sending.taken()]
+        send(together, marked=self.marked)
+
+    def taken(self) -> list[Job]:
+        """Its jobs, which are sent by somebody else now."""
+        jobs, self.jobs = self.jobs, []
+        return jobs
 
 
 def send(jobs: Sequence[Job], give_up: Callable[[Job], Any] | None = None, *, marked: float | None = None) -> int:

@@ -85,9 +85,13 @@ def to_json(value: Any) -> str:
     Raises ``PayloadError`` naming the value that JSON cannot carry.
     """
     try:
-        return str(kombu_json.dumps(value, allow_nan=False, separators=(",", ":")))
+        return _encoder.encode(value)
     except (TypeError, ValueError, RecursionError) as error:
         raise PayloadError(f"This is not JSON: {error}. Pass plain values, or the id of a record.") from None
+
+
+# What ``kombu_json.dumps`` would make anew for each value.
+_encoder = kombu_json.JSONEncoder(allow_nan=False, separators=(",", ":"))
 
 
 def from_json(text: str) -> Any:
@@ -114,11 +118,15 @@ def fitting(run: Callable[..., Any], payload: Payload, task: str) -> Callable[..
 
     Raises ``PayloadError`` that shows the signature.
     """
+    _bound(run, payload, task)
+    return run
+
+
+def _bound(run: Callable[..., Any], payload: Payload, task: str) -> inspect.BoundArguments:
     try:
-        signature_of(run).bind(*payload.args, **payload.kwargs)
+        return signature_of(run).bind(*payload.args, **payload.kwargs)
     except TypeError as error:
         raise PayloadError(f"{task}{signature_of(run)} cannot be called like this: {error}.") from None
-    return run
 
 
 def coerce(run: Callable[..., Any], payload: Payload, task: str) -> Payload:
@@ -126,7 +134,7 @@ def coerce(run: Callable[..., Any], payload: Payload, task: str) -> Payload:
 
     Raises ``PayloadError`` with a line for each value that does not fit.
     """
-    bound = signature_of(fitting(run, payload, task)).bind(*payload.args, **payload.kwargs)
+    bound = _bound(run, payload, task)
     try:
         checked = _validated(run, bound)
     except ValidationError as error:
@@ -144,7 +152,7 @@ def restore(run: Callable[..., Any], payload: Payload, task: str) -> tuple[tuple
 
     Raises ``PayloadError`` when a stored payload no longer fits the code.
     """
-    bound = signature_of(fitting(run, payload, task)).bind(*payload.args, **payload.kwargs)
+    bound = _bound(run, payload, task)
     try:
         bound.arguments.update(_validated(run, bound))
     except ValidationError as error:
@@ -189,6 +197,8 @@ def _adapter(run: Callable[..., Any]) -> tuple[TypeAdapter[Any], frozenset[str]]
 
 def _plain(value: Any) -> Any:
     """A coerced value in JSON's own types, except those that kombu's JSON keeps."""
+    if value is None or type(value) in (str, int, float, bool):
+        return value
     try:
         kombu_json.dumps(value)
     except (TypeError, ValueError):

@@ -315,11 +315,6 @@ def _unfinished_owner(job: Job) -> UUID | None:
     return rows.exclude(pk=job.pk).values_list("pk", flat=True).first()
 
 
-def awaited(job_id: UUID) -> bool:
-    """Whether a job waits for an id that had no row yet."""
-    return Job.objects.using(lifecycle.alias()).filter(follows_id=job_id, finished_at__isnull=True).exists()
-
-
 def _followers(owner: UUID) -> list[Job]:
     return list(Job.objects.using(lifecycle.alias()).filter(follows_id=owner, finished_at__isnull=True))
 
