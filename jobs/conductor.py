@@ -15,10 +15,11 @@ from uuid import uuid4
 
 from django.db import Error, connections
 
-from jobs import control, epoch, lifecycle, outage, release, rescue
+from jobs import control, epoch, lifecycle, outage, release, rescue, tally
 from jobs.conf import current as settings
 from jobs.models import Leader
 from jobs.reconcile import Reconciler
+from jobs.retention import Retention
 
 logger = logging.getLogger("jobs.conductor")
 
@@ -44,6 +45,7 @@ class Conductor:
     leading: bool = False
     _next: dict[str, float] = field(default_factory=dict)
     _reconciler: Reconciler = field(default_factory=Reconciler)
+    _retention: Retention = field(default_factory=Retention)
     _renewed: float = 0.0
     _database: outage.Outage = field(default_factory=lambda: outage.Outage(logger, "The conductor waits for it."))
     _pauses: Iterator[float] = field(default_factory=outage.pauses)
@@ -58,6 +60,8 @@ class Conductor:
             ("expire", 1.0, control.expire),
             ("look at the marker", 1.0, epoch.tick),
             ("reconcile", 1.0, self._reconciler.tick),
+            ("tally", 5.0, tally.tick),
+            ("keep to the retention", 1.0, self._retention.tick),
             ("bury_workers", 60.0, control.forget_workers),
         ]
 

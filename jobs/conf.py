@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -35,6 +36,9 @@ class Settings:
     MAX_AGE: float = 30 * 24 * 3600.0
     CANCEL_GRACE: float = 15.0
     LOST_AFTER: float = 5.0
+    KEEP_COMPLETED: float = math.inf
+    KEEP_CANCELLED: float = math.inf
+    KEEP_FAILED: float = math.inf
     QUEUES: tuple[str, ...] = field(default=())
 
 

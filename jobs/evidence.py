@@ -92,7 +92,7 @@ def progress(held: frozenset[str]) -> dict[Line, datetime]:
 
 def _completed_lately(rows: QuerySet[Job]) -> Iterator[tuple[str, int, datetime]]:
     # Chosen here: where no job of a long history was sent at once, the database would look through all of it.
-    newest = rows.filter(state=State.COMPLETED).order_by("-created_at", "-id")[:SAMPLE]
+    newest = rows.filter(state=State.COMPLETED, finished_at__isnull=False).order_by("-finished_at")[:SAMPLE]
     for queue, priority, sent_at, created_at in newest.values_list("queue", "priority", "sent_at", "created_at"):
         if sent_at is not None and sent_at < created_at + AT_ONCE:
             yield queue, priority, sent_at

@@ -16,6 +16,12 @@ from jobs.states import FINAL, WAITING, Priority, State
 
 PRIORITIES = [(p.value, p.name.lower()) for p in Priority]
 _UNFINISHED = Q(finished_at__isnull=True)
+_FINISHED = Q(finished_at__isnull=False)
+_WAITING = Q(state__in=sorted(WAITING))
+
+
+def _set(column: str) -> Q:
+    return Q(**{f"{column}__isnull": False})
 
 
 class Job(models.Model):
@@ -89,7 +95,9 @@ class Job(models.Model):
         ]
         default_permissions = ("view",)
         constraints: ClassVar = [
-            models.UniqueConstraint(fields=["task", "key"], condition=_UNFINISHED, name="one_unfinished_job_per_key"),
+            models.UniqueConstraint(
+                fields=["task", "key"], condition=_UNFINISHED & _set("key"), name="one_unfinished_job_per_key"
+            ),
             models.CheckConstraint(
                 condition=Q(state__in=sorted(FINAL)) | _UNFINISHED, name="only_final_jobs_are_finished"
             ),
@@ -106,20 +114,31 @@ class Job(models.Model):
                 name="jobs_expire_after_creation",
             ),
         ]
+        # Each is named after the question that it answers; docs/explanation/scale.md says what each costs. Those of
+        # the unfinished are small by nature. A finished job is moved no more: what only history needs is written once.
         indexes: ClassVar = [
-            models.Index(fields=["due_at"], condition=_UNFINISHED, name="jobs_unfinished_due"),
-            models.Index(fields=["lease_until"], condition=_UNFINISHED, name="jobs_unfinished_lease"),
-            models.Index(fields=["queue", "priority"], condition=_UNFINISHED, name="jobs_unfinished_queue"),
-            models.Index(fields=["waits_for_id"], condition=Q(waits_for_id__isnull=False), name="jobs_waiting_for"),
-            models.Index(fields=["follows_id"], condition=Q(follows_id__isnull=False), name="jobs_following"),
-            models.Index(fields=["fanin_id"], condition=Q(fanin_id__isnull=False), name="jobs_of_fanin"),
-            models.Index(fields=["-created_at", "-id"], name="jobs_newest"),
-            models.Index(fields=["state", "-created_at", "-id"], name="jobs_newest_of_state"),
-            models.Index(fields=["task", "-created_at", "-id"], name="jobs_newest_of_task"),
-            models.Index(fields=["key"], condition=Q(key__isnull=False), name="jobs_by_key"),
-            models.Index(fields=["parent_id"], condition=Q(parent_id__isnull=False), name="jobs_by_parent"),
-            models.Index(fields=["group_id"], condition=Q(group_id__isnull=False), name="jobs_by_group"),
-            models.Index(fields=["replay_of_id"], condition=Q(replay_of_id__isnull=False), name="jobs_by_original"),
+            models.Index(fields=["priority", "due_at"], condition=_UNFINISHED & _WAITING, name="jobs_due"),
+            models.Index(fields=["lease_until"], condition=_UNFINISHED & _set("lease_until"), name="jobs_leased"),
+            models.Index(fields=["expires_at"], condition=_UNFINISHED & _set("expires_at"), name="jobs_expiring"),
+            models.Index(
+                fields=["cancel_requested_at"],
+                condition=_UNFINISHED & _set("cancel_requested_at"),
+                name="jobs_to_be_cancelled",
+            ),
+            models.Index(fields=["queue", "priority", "due_at"], condition=_UNFINISHED, name="jobs_unfinished"),
+            models.Index(fields=["waits_for_id"], condition=_set("waits_for_id"), name="jobs_waiting_for"),
+            models.Index(fields=["follows_id"], condition=_set("follows_id"), name="jobs_following"),
+            models.Index(fields=["fanin_id"], condition=_set("fanin_id"), name="jobs_of_fanin"),
+            models.Index(fields=["created_at"], name="jobs_by_creation"),
+            models.Index(fields=["task", "created_at"], name="jobs_of_task"),
+            models.Index(fields=["queue", "created_at"], name="jobs_of_queue"),
+            models.Index(fields=["tenant", "created_at"], condition=~Q(tenant=""), name="jobs_of_tenant"),
+            models.Index(fields=["state", "finished_at"], condition=_FINISHED, name="jobs_by_end"),
+            models.Index(fields=["correlation_id"], condition=_FINISHED, name="jobs_by_correlation"),
+            models.Index(fields=["key"], condition=_set("key"), name="jobs_by_key"),
+            models.Index(fields=["parent_id"], condition=_set("parent_id"), name="jobs_by_parent"),
+            models.Index(fields=["group_id"], condition=_set("group_id"), name="jobs_by_group"),
+            models.Index(fields=["replay_of_id"], condition=_set("replay_of_id"), name="jobs_by_original"),
         ]
 
     def __str__(self) -> str:
@@ -373,6 +392,52 @@ class Pause(models.Model):
 
     def __str__(self) -> str:
         return f"{self.kind} {self.name}"
+
+
+class Tally(models.Model):
+    """How many jobs of a task and a queue have ended in a state, within a span of time; they are counted once.
+
+    Those of all time also say how many of them were pruned since: the difference is in the table.
+    """
+
+    class Span(models.TextChoices):
+        """How long a tally's time is."""
+
+        EVER = "ever", _("ever")
+        DAY = "day", _("day")
+        HOUR = "hour", _("hour")
+        MINUTE = "minute", _("minute")
+
+    span = models.CharField(max_length=6, choices=Span.choices)
+    begins = models.DateTimeField()
+    task = models.CharField(max_length=255)
+    queue = models.CharField(max_length=100)
+    state = models.CharField(max_length=10, choices=State.choices)
+    ended = models.BigIntegerField(default=0)
+    pruned = models.BigIntegerField(default=0)
+
+    class Meta:
+        default_permissions = ()
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["span", "begins", "task", "queue", "state"], name="one_tally_per_span"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.ended} {self.state} of {self.task}, {self.span} {self.begins:%Y-%m-%d %H:%M}"
+
+
+class Census(models.Model):
+    """How far a count has come: until when the finished are in the tallies, or the unfinished as of a moment."""
+
+    name = models.CharField(max_length=50, primary_key=True)
+    until = models.DateTimeField(null=True, blank=True)
+    numbers = models.JSONField(default=dict)
+
+    class Meta:
+        default_permissions = ()
+
+    def __str__(self) -> str:
+        return f"{self.name} until {self.until}"
 
 
 class Act(models.Model):

@@ -1,23 +1,72 @@
-"""Letting finished jobs go, in small slices, by age. Never one with an open dead letter."""
+"""Letting finished jobs go, in small slices, by age. Never one with an open dead letter.
+
+A slice takes the same time wherever it is in the history: a pass goes along an index, and never looks at a job twice.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from datetime import timedelta
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 from django.db import models, transaction
-from django.db.models import Q
 
-from jobs import lifecycle
+from jobs import lifecycle, outage, tally
 from jobs.audit import record_act
+from jobs.conf import current as settings
 from jobs.errors import Refused
 from jobs.models import FanIn, Job
 from jobs.states import FINAL, State
 
+logger = logging.getLogger("jobs.retention")
+
 SLICE = 500
 BY_DEFAULT = (State.COMPLETED, State.CANCELLED)
+A_TURN = 0.25  # seconds after which the conductor's other chores have their turn
+REST = 60.0  # seconds between two passes of the conductor
+FOR_EVER = 100 * 365 * 24 * 3600.0  # seconds
+LOCK_PATIENCE = 1.0  # seconds that a slice waits for a row that somebody locked
+TRIES = 3  # then the slice is left for the next pass
+
+Finished = tuple[UUID, datetime, UUID | None]
+
+
+@dataclass(slots=True)
+class Pass:
+    """One walk along the finished jobs of a state that ended before a moment, oldest first."""
+
+    state: State
+    before: datetime
+    at: tuple[datetime, UUID] | None = None
+    _open: dict[UUID, bool] = field(default_factory=dict)
+
+    def ahead(self, size: int) -> list[Finished]:
+        """The next jobs; they are behind us from now on."""
+        rows = Job.objects.using(lifecycle.alias()).filter(
+            state=self.state, finished_at__isnull=False, finished_at__lt=self.before
+        )
+        if self.at is not None:
+            ended, job_id = self.at
+            rows = rows.filter(finished_at__gte=ended).exclude(finished_at=ended, pk__lte=job_id)
+        found: list[Any] = list(rows.order_by("finished_at", "pk").values_list("pk", "finished_at", "fanin_id")[:size])
+        if found:
+            self.at = found[-1][1], found[-1][0]
+        return found
+
+    def free(self, jobs: list[Finished]) -> list[UUID]:
+        """Those of the jobs that nothing keeps: no row of another app, and no chord that has not ended."""
+        kept = _kept([job_id for job_id, _, _ in jobs])
+        return [job_id for job_id, _, chord in jobs if job_id not in kept and not (chord and self._is_open(chord))]
+
+    def _is_open(self, chord: UUID) -> bool:
+        if chord not in self._open:
+            self._open[chord] = _is_open(chord)
+        return self._open[chord]
 
 
 def prune(
@@ -36,23 +85,106 @@ def prune(
     if by:
         record_act("prune", by, f"{', '.join(wanted)}, finished before {before:%Y-%m-%d %H:%M}", reason=reason)
     pruned = 0
-    while limit is None or pruned < limit:
-        size = SLICE if limit is None else min(SLICE, limit - pruned)
-        ids = list(_prunable(wanted, before).values_list("pk", flat=True)[:size])
-        if not ids:
-            break
-        with transaction.atomic(using=lifecycle.alias()):
-            _let_go(ids)
-        pruned += len(ids)
-        if progress is not None:
-            progress(pruned)
+    for state in wanted:
+        walk = Pass(state, before)
+        while (limit is None or pruned < limit) and (
+            (gone := _slice(walk, SLICE if limit is None else min(SLICE, limit - pruned))) is not None
+        ):
+            pruned += gone
+            if progress is not None and gone:
+                progress(pruned)
     return pruned
 
 
-def prunable(older_than: timedelta, states: Iterable[str] = BY_DEFAULT) -> int:
-    """How many jobs ``prune`` would delete. It counts rows: seconds at millions."""
+def prunable(older_than: timedelta, states: Iterable[str] = BY_DEFAULT, most: int | None = None) -> int:
+    """How many jobs ``prune`` would delete; it walks along them, and stops where it has found ``most``."""
     wanted = _checked(older_than, states)
-    return _prunable(wanted, lifecycle.database_now() - older_than).count()
+    before, found = lifecycle.database_now() - older_than, 0
+    for state in wanted:
+        walk = Pass(state, before)
+        while jobs := walk.ahead(10 * SLICE):
+            found += len(walk.free(jobs))
+            if most is not None and found >= most:
+                return most
+    return found
+
+
+@dataclass(slots=True)
+class Retention:
+    """Pruning by itself, as the settings ``KEEP_…`` say: a turn now and then, so that nothing else has to wait."""
+
+    passes: list[Pass] = field(default_factory=list)
+    resting_until: float = 0.0
+
+    def tick(self) -> int:
+        """Prune for a turn; return how many jobs went."""
+        if not self.passes and not self._begin():
+            return 0
+        pruned, enough = 0, time.monotonic() + A_TURN
+        while self.passes and time.monotonic() < enough:
+            gone = _slice(self.passes[0], SLICE)
+            if gone is None:
+                self.passes.pop(0)
+            pruned += gone or 0
+        return pruned
+
+    def _begin(self) -> bool:
+        now, keep = time.monotonic(), kept_for()
+        if now < self.resting_until or not keep:
+            return False
+        self.resting_until = now + REST
+        at = lifecycle.database_now()
+        self.passes = [Pass(state, at - age) for state, age in keep.items()]
+        return True
+
+
+def kept_for() -> dict[State, timedelta]:
+    """For how long finished jobs are kept, as the settings say; states that are missing are kept for ever."""
+    given = settings()
+    keep = {
+        State.COMPLETED: given.KEEP_COMPLETED, State.CANCELLED: given.KEEP_CANCELLED, State.FAILED: given.KEEP_FAILED,
+    }  # fmt: skip
+    return {state: timedelta(seconds=seconds) for state, seconds in keep.items() if seconds < FOR_EVER}
+
+
+def _slice(walk: Pass, size: int) -> int | None:
+    """Let the next jobs of a pass go, as far as nothing keeps them; return how many, None at the end."""
+    was = walk.at
+    for _ in range(TRIES):
+        try:
+            with _without_waiting_long():
+                jobs = walk.ahead(size)
+                ids = _locked(walk.free(jobs))
+                if ids:
+                    tally.note_pruned(ids)
+                    _let_go(ids)
+                return len(ids) if jobs else None
+        except Exception as error:
+            if not outage.locked(error):
+                raise
+            logger.debug("Jobs up to %s are held by somebody.", walk.at)
+            held, walk.at = walk.at, was
+    walk.at = held  # they are pruned in a later pass
+    return 0
+
+
+@contextmanager
+def _without_waiting_long() -> Iterator[None]:
+    connection = lifecycle.database()
+    with transaction.atomic(using=lifecycle.alias()):
+        if connection.vendor == "postgresql":
+            with connection.cursor() as cursor:
+                # For this transaction alone: behind PgBouncer, the session is also that of other people.
+                cursor.execute(f"SET LOCAL lock_timeout = {LOCK_PATIENCE * 1000:.0f}")
+        yield
+
+
+def _locked(ids: list[UUID]) -> list[UUID]:
+    """Those of the jobs that nobody else has locked; now we have."""
+    if not ids or not lifecycle.database().features.has_select_for_update_skip_locked:
+        return ids
+    rows = Job.objects.using(lifecycle.alias()).filter(pk__in=ids).order_by()
+    return list(rows.select_for_update(skip_locked=True).values_list("pk", flat=True))
 
 
 def _checked(older_than: timedelta, states: Iterable[str]) -> list[State]:
@@ -69,34 +201,26 @@ def _checked(older_than: timedelta, states: Iterable[str]) -> list[State]:
     return wanted
 
 
-def _prunable(states: list[State], before: object) -> models.QuerySet[Job]:
-    jobs = Job.objects.using(lifecycle.alias()).filter(state__in=states, finished_at__lt=before)
-    jobs = jobs.exclude(fanin_id__isnull=False, fanin_id__in=_open_chords())
-    for kept in _kept():
-        jobs = jobs.exclude(pk__in=kept)
-    return jobs.order_by("finished_at")
+def _is_open(chord: UUID) -> bool:
+    """Whether a chord has not ended, or failed and the replay of a member can still complete it."""
+    if FanIn.objects.using(lifecycle.alias()).filter(pk=chord, remaining__gt=0).exists():
+        return True
+    members = Job.objects.using(lifecycle.alias()).filter(fanin_id=chord).values("pk")
+    return any(rows.exists() for rows in _keepers(members))
 
 
-def _open_chords() -> models.QuerySet[FanIn, Any]:
-    """Chords that have not ended, and failed ones that the replay of a member can still complete."""
-    held = Q(remaining__gt=0)
-    members = Job.objects.using(lifecycle.alias()).filter(fanin_id__isnull=False)
-    for kept in _kept():
-        held |= Q(pk__in=members.filter(pk__in=kept).values("fanin_id"))
-    return FanIn.objects.using(lifecycle.alias()).filter(held).values("pk")
+def _kept(ids: list[UUID]) -> set[UUID]:
+    """Those of the jobs that other apps protect: all that they refer to, or what their ``protected_jobs`` says."""
+    return {job_id for rows in _keepers(ids) for job_id in rows}
 
 
-def _kept() -> list[Any]:
-    """Ids of jobs that other apps protect: all that they refer to, or what their ``protected_jobs`` says."""
-    kept = []
+def _keepers(jobs: Any) -> Iterator[models.QuerySet[Any, Any]]:
     for relation in _relations():
         if relation.on_delete in (models.PROTECT, models.RESTRICT):
             model, name = relation.related_model, relation.field.attname
             rows = model._base_manager.using(lifecycle.alias())
             rows = model.protected_jobs(rows) if hasattr(model, "protected_jobs") else rows
-            # One NULL inside NOT IN, and nothing would ever be pruned.
-            kept.append(rows.filter(**{f"{name}__isnull": False}).values(name))
-    return kept
+            yield rows.filter(**{f"{name}__in": jobs}).values_list(name, flat=True)
 
 
 def _relations() -> list[Any]:

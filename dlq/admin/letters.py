@@ -22,10 +22,10 @@ from jobs import shown
 from jobs.admin import timeline
 from jobs.admin.buttons import ActingAdmin, Verb
 from jobs.admin.filters import ByAge, ByTask, linked
-from jobs.admin.names import occurring
 from jobs.admin.tracebacks import Traceback
 from jobs.admin.wording import exactly, job_address, label, short_id, short_task, when
 from jobs.errors import JobsError, PayloadError
+from jobs.leap import occurring
 from jobs.masking import mask
 from jobs.models import Job
 

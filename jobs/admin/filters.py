@@ -13,8 +13,9 @@ from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.utils import timezone
 
-from jobs.admin.names import occurring, queues
+from jobs.admin.names import queues
 from jobs.admin.wording import short_task
+from jobs.leap import occurring
 from jobs.models import PRIORITIES
 from jobs.states import State
 

@@ -13,9 +13,10 @@ from django.utils.safestring import SafeString
 
 from jobs import control
 from jobs.admin.buttons import ActingAdmin, Verb
-from jobs.admin.names import occurring, queues
+from jobs.admin.names import queues
 from jobs.admin.wording import address, short_task, when
 from jobs.errors import JobsError
+from jobs.leap import occurring
 from jobs.models import Job, Pause
 
 PERMISSION = "jobs.pause_queue"

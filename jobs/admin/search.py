@@ -11,8 +11,8 @@ from uuid import UUID
 from django.db.models import CharField, Q
 from django.db.models.functions import Cast
 
-from jobs.admin.names import occurring
 from jobs.admin.wording import short_task
+from jobs.leap import occurring
 from jobs.models import Job
 
 HORIZON = 100_000

@@ -122,7 +122,12 @@ class Stats(Verb):
 
     name = "stats"
     help = "count jobs: in all, per state, priority and queue"
-    about = "Count the jobs. Per priority and per queue only those count that have not finished."
+    about = (
+        "Count the jobs. Per priority and per queue only those count that have not finished.\n"
+        "It takes as long with a long history as with a short one: the finished are counted once, as they pass.\n"
+        "'ended ever' includes what was pruned since; a backlog of more than 10,000 was counted by the conductor,\n"
+        "and 'counted' says when."
+    )
     examples = ("jobs stats", "jobs stats --json | jq .per_state")
 
     def run(self) -> None:
@@ -145,8 +150,11 @@ def show_counts(paper: Paper, name: str, counts: Mapping[str, int], what: str = 
 
 def _summary(numbers: Mapping[str, Any]) -> Iterable[tuple[str, object]]:
     oldest: datetime | None = numbers["oldest_due"]
-    yield "in all", str(f"{numbers['total']:,}")
-    yield "unfinished", str(f"{numbers['unfinished']:,}")
+    more = "+" if numbers["at_least"] else ""
+    yield "in all", f"{numbers['total']:,}{more}"
+    yield "unfinished", f"{numbers['unfinished']:,}{more}"
+    yield "counted", ago(numbers["as_of"], timezone.now()) if numbers["as_of"] else None
+    yield "ended ever", ", ".join(f"{count:,} {state}" for state, count in numbers["ended"].items())
     yield "workers", str(numbers["workers"])
     yield "oldest due", ago(oldest, timezone.now()) if oldest else None
     yield "paused", numbers["paused"]
