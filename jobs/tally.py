@@ -1,7 +1,7 @@
 """Counting jobs without counting rows: the finished ones once, as they pass; many unfinished ones now and then.
 
 A mark moves forward along ``finished_at``. What lies between two of its places is counted in the transaction that moves
-it, so that a crash or a second conductor neither loses nor doubles a job. Who prunes ahead of the mark counts what goes.
+it: neither a crash nor a second conductor loses or doubles a job. Who prunes ahead of the mark counts what goes.
 """
 
 from __future__ import annotations
