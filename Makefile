@@ -10,6 +10,7 @@ EXTRAS ?= dev,demo
 CONSTRAINTS ?= constraints.txt
 RUN := $(VENV)/bin/python
 READY := $(VENV)/ready
+BENCH := .venv-bench
 PIP := $(RUN) -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 
 .PHONY: help
@@ -53,6 +54,11 @@ chaos: $(READY) ## Break the platform row by row and count the jobs (QUICK=1; RO
 	@$(RUN) -m tests.chaos --row '$(ROW)' --seed '$(SEED)' --quick '$(QUICK)' --database '$(DATABASE)' \
 		--broker '$(BROKER)' --against '$(AGAINST)' --parallel '$(PARALLEL)'
 
+.PHONY: bench
+bench: $(READY) $(BENCH)/ready ## Measure Mainstay beside its peers (QUICK=1; MEASURE=drain PEERS=celery,rq ROUNDS=5)
+	@$(RUN) -m tests.bench --quick '$(QUICK)' --measure '$(MEASURE)' --peers '$(PEERS)' --rounds '$(ROUNDS)' \
+		--check-musts '$(CHECK_MUSTS)' --before '$(BEFORE)'
+
 .PHONY: screenshots
 screenshots: $(READY) ## Take pictures of a running demo into screenshots/ (needs Chromium and ChromeDriver)
 	@[ -f .demo/addresses ] || { echo "There is no demo to take pictures of. Run 'make demo' in another terminal." >&2; exit 1; }
@@ -66,7 +72,7 @@ latest: ## Run the tests with the newest versions that the dependencies allow, i
 
 .PHONY: clean
 clean: ## Remove the virtualenv and everything that the commands have made
-	@rm -rf .venv .venv-* .demo .chaos build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	@rm -rf .venv .venv-* .demo .chaos .bench build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # --- The virtualenv -------------------------------------------------------------------------------
@@ -97,5 +103,18 @@ $(READY): pyproject.toml $(CONSTRAINTS)
 		exit 1; \
 	fi
 	@rm -f .venv.log
+	@touch $@
+	@echo "setting up: done"
+
+# A peer that cannot be installed is named, and left out of the comparison.
+$(BENCH)/ready: tests/bench/peers.txt $(CONSTRAINTS) | $(READY)
+	@echo "setting up: $(BENCH), where the peers of the benchmark are (about a minute)"
+	@rm -rf $(BENCH)
+	@$(RUN) -m venv $(BENCH)
+	@install() { $(subst $(RUN),$(BENCH)/bin/python,$(PIP)) "$$@" >>.venv.log 2>&1; }; \
+	install -r tests/bench/peers.txt || grep -v '^#' tests/bench/peers.txt | while read -r peer; do \
+		install "$$peer" || echo "setting up: $$peer cannot be installed; it is left out"; \
+	done; \
+	rm -f .venv.log
 	@touch $@
 	@echo "setting up: done"

@@ -1,0 +1,9 @@
+"""The measures, one module each: ``cases(options, systems)`` says what is to be taken, ``take`` takes it once."""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+
+from tests.bench.measures import bulk, drain, enqueue, pickup, release
+
+MEASURES = MappingProxyType({"enqueue": enqueue, "bulk": bulk, "drain": drain, "pickup": pickup, "release": release})

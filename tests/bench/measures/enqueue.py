@@ -1,0 +1,37 @@
+"""Enqueue: what one call costs its caller, outside of a transaction and inside one that writes an order too."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tests.bench import figures
+from tests.bench.measures.base import Bench, Case, Sample
+from tests.bench.options import Options
+from tests.bench.systems import System
+
+ABOUT = (
+    "Time in the caller, one call after the other on a kept connection. Outside: the call, its row committed and its "
+    "message sent when it returns. Inside: a transaction that inserts an order and enqueues its job, until it has "
+    "committed and, where there is one, the message is sent (`delay_on_commit`, `on_commit`)."
+)
+ROUNDS = {"quick": 4, "full": 9}
+
+
+def cases(options: Options, systems: Sequence[System]) -> list[Case]:
+    """Everybody, both ways."""
+    return [Case("enqueue", way, system) for way in ("outside", "inside") for system in systems]
+
+
+def take(bench: Bench, case: Case, number: int) -> Sample:
+    """Time some hundred calls, after some that do not count."""
+    count, inside = bench.options.calls, case.case == "inside"
+    bench.world.reset(case.system)
+    producer = bench.producers.of(case.system)
+    producer.ask("enqueue", first=bench.numbers(20), count=20, inside=inside)
+    took = producer.ask("enqueue", first=bench.numbers(count), count=count, inside=inside)["took_us"]
+    found = {
+        "p50_us": figures.quantile(took, 0.5),
+        "p99_us": figures.quantile(took, 0.99),
+        "jobs_s": count / (sum(took) / 1e6),
+    }
+    return Sample("enqueue", case.case, case.system.name, number, found, {"took_us": [round(t, 1) for t in took]})

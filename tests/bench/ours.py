@@ -1,0 +1,53 @@
+"""Our calls, as ``peers/producer.py`` asks for them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from functools import partial
+
+from django.db import transaction
+
+import project.celery
+from tests.bench.peers import orders
+from tests.bench.tasks import noop, tell
+
+project.celery.app.set_current()
+
+
+def enqueue(number: int) -> None:
+    """One durable job."""
+    noop.delay(number)
+
+
+enqueue_inside = partial(orders.ordered_with, enqueue=enqueue)
+
+
+def enqueue_many(numbers: Sequence[int]) -> float:
+    """Many jobs in one transaction; return the seconds that sending took after their rows had committed."""
+    committed: list[float] = []
+    with transaction.atomic():
+        # The first of the callbacks that run once the rows are there, before those which send.
+        transaction.on_commit(lambda: committed.append(time.perf_counter()))
+        for number in numbers:
+            noop.delay(number)
+    return time.perf_counter() - committed[0]
+
+
+def ping(sent: int) -> None:
+    """A job that tells when it began."""
+    tell.delay(sent)
+
+
+def release(count: int) -> dict[str, float]:
+    """Let the conductor's chore hand to the broker what is due, and say how long it took for how many."""
+    from jobs import reconcile
+
+    with transaction.atomic():
+        for number in range(count):
+            noop.apply_async((number,), countdown=0.001)
+    time.sleep(0.01)
+    released, began = 0, time.perf_counter()
+    while gone := reconcile.release():
+        released += gone
+    return {"took": time.perf_counter() - began, "released": released}

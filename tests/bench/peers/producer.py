@@ -1,0 +1,85 @@
+"""The process that enqueues, in the environment of whom it enqueues for: one order per line, one answer per line."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+
+def main(name: str) -> None:
+    """Serve the calls of a module until there are no more orders."""
+    answers, sys.stdout = os.fdopen(os.dup(1), "w"), sys.stderr  # what a library prints is no answer
+    os.dup2(2, 1)
+    import django
+
+    django.setup()
+    calls = importlib.import_module(name)
+    say(answers, ready=True)
+    for line in sys.stdin:
+        order = json.loads(line)
+        try:
+            say(answers, **ORDERS[order.pop("do")](calls, **order))
+        except Exception as error:
+            say(answers, error=f"{type(error).__name__}: {error}")
+
+
+def say(answers: Any, **words: Any) -> None:
+    """Give one answer."""
+    answers.write(json.dumps(words) + "\n")
+    answers.flush()
+
+
+def one_by_one(calls: Any, numbers: Sequence[int], how: str) -> dict[str, Any]:
+    """Make a call for each number; return what each took, in microseconds."""
+    call: Callable[[int], object] = getattr(calls, how)
+    took = []
+    for number in numbers:
+        began = time.perf_counter_ns()
+        call(number)
+        took.append((time.perf_counter_ns() - began) / 1000)
+    return {"took_us": took}
+
+
+def enqueue(calls: Any, first: int, count: int, inside: bool) -> dict[str, Any]:
+    """Enqueue as a web request would, outside or inside a transaction."""
+    return one_by_one(calls, range(first, first + count), "enqueue_inside" if inside else "enqueue")
+
+
+def many(calls: Any, first: int, count: int, size: int) -> dict[str, Any]:
+    """Enqueue many with the queue's own call for that, ``size`` at a time, or one by one where there is none."""
+    numbers, began = range(first, first + count), time.perf_counter()
+    own, sending = getattr(calls, "enqueue_many", None), 0.0
+    for start in range(0, count, size):
+        some = numbers[start : start + size]
+        if own is None:
+            one_by_one(calls, some, "enqueue")
+        else:
+            sending += own(some) or 0.0
+    return {"took": time.perf_counter() - began - sending, "sending": sending, "own": own is not None}
+
+
+def ping(calls: Any) -> dict[str, Any]:
+    """Enqueue one job that tells when its body began."""
+    calls.ping(time.monotonic_ns())
+    return {}
+
+
+def release(calls: Any, count: int) -> dict[str, Any]:
+    """Hand rows that are due to the broker; return how many seconds it took."""
+    return dict(calls.release(count))
+
+
+ORDERS: dict[str, Callable[..., dict[str, Any]]] = {
+    "enqueue": enqueue,
+    "many": many,
+    "ping": ping,
+    "release": release,
+}
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,197 @@
+"""Telling what was measured: a line for each sample, tables at the end, JSON beside them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.bench import measures, musts, systems
+from tests.bench.figures import Spread, ratios, short
+from tests.bench.measures.base import Sample
+from tests.bench.systems import SYSTEMS
+
+# What a table of a measure shows: a column's head, the figure, and whether more is better (None: no ratio).
+COLUMNS: dict[str, tuple[tuple[str, str, bool | None], ...]] = {
+    "enqueue": (("p50, µs", "p50_us", False), ("p99, µs", "p99_us", None), ("jobs/s", "jobs_s", None)),
+    "bulk": (("jobs/s", "jobs_s", True), ("sending after that, µs a job", "sending_us", None)),
+    "release": (("jobs/s", "jobs_s", None),),
+    "drain": (("jobs/s", "jobs_s", True), ("worker's memory, MB", "memory_mb", None)),
+    "pickup": (("p50, ms", "p50_ms", False), ("p99, ms", "p99_ms", None)),
+}
+COSTS = (
+    ("statements", "statements"), ("WAL, bytes", "wal_bytes"), ("WAL syncs", "wal_syncs"),
+    ("Redis commands", "redis_commands"), ("Redis, bytes", "redis_bytes"), ("worker, ms", "worker_cpu_ms"),
+    ("conductor, ms", "aide_cpu_ms"), ("PostgreSQL, ms", "postgres_cpu_ms"), ("Redis, ms", "redis_cpu_ms"),
+)  # fmt: skip
+COST = "What one job of a drain costs the servers and the processors; milliseconds are of processor time:"
+BASE = "celery"
+
+
+class Findings:
+    """The samples of a run, by case."""
+
+    def __init__(self, samples: Iterable[Sample]) -> None:
+        self.samples = list(samples)
+        self.by_case: dict[tuple[str, str, str], dict[int, dict[str, float]]] = {}
+        for sample in self.samples:
+            place = (sample.measure, sample.case, sample.system)
+            self.by_case.setdefault(place, {})[sample.round] = sample.figures
+
+    def spread(self, place: tuple[str, str, str], figure: str) -> Spread | None:
+        """What the rounds of a case said of a figure."""
+        values = [found[figure] for found in self.by_case.get(place, {}).values() if figure in found]
+        return Spread.of(values) if values else None
+
+    def ratio(self, place: tuple[str, str, str], figure: str, base: str = BASE) -> Spread | None:
+        """The same divided by what the base showed in the same rounds."""
+        measure, case, _ = place
+        both = [{n: v[figure] for n, v in self.by_case.get(p, {}).items() if figure in v}
+                for p in (place, (measure, case, base))]  # fmt: skip
+        found = ratios(*both)
+        return Spread.of(found) if found else None
+
+    def cases(self, measure: str) -> list[str]:
+        """The cases of a measure, in the order in which they came."""
+        return list(dict.fromkeys(case for name, case, _ in self.by_case if name == measure))
+
+    def systems(self, measure: str, case: str) -> list[str]:
+        """Who has samples of a case, in the order of the table of systems."""
+        return [name for name in SYSTEMS if (measure, case, name) in self.by_case]
+
+
+# --- Markdown ---------------------------------------------------------------------------------------------------
+
+
+def markdown(run: dict[str, Any]) -> str:
+    """All tables of a run."""
+    found = Findings(Sample(**sample) for sample in run["samples"])
+    parts = [about(run), must_table(found)]
+    for measure in run["measures"]:
+        parts += [f"### {measure.capitalize()}", measures.MEASURES[measure].ABOUT]
+        parts += [case_table(found, measure, case) for case in found.cases(measure)]
+        if measure == "drain" and found.cases("drain"):
+            parts += [COST, cost_table(found)]
+    parts += ["### Settings", settings_table(run)]
+    if run["failed"]:
+        parts += ["### Not measured", *(f"* {name}: {why}" for name, why in run["failed"].items())]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def about(run: dict[str, Any]) -> str:
+    """Where and when a run was made."""
+    machine = run["machine"]
+    where = f"{machine['processors']} × {machine['processor']}, {machine['memory_gb']} GB, {machine['system']}"
+    took = f"{run['took_s'] / 60:.1f} minutes"
+    versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
+    lines = [
+        f"{'A quick' if run['quick'] else 'A full'} run of {took} on {where}; load at its start {machine['load']}.",
+        f"Versions: {versions}; {run['servers']}.",
+        "Figures are medians over rounds, with the least and the most in brackets; ratios are taken within rounds.",
+        *run["warnings"],
+    ]
+    return "\n".join(lines)
+
+
+def must_table(found: Findings) -> str:
+    """Each must, and what came of it."""
+    rows = [
+        [verdict.must.what, verdict.must.wanted, times(verdict.ratio), f"**{verdict.status}**"]
+        for verdict in musts.judged(found.by_case)
+    ]
+    elsewhere = "\n".join(f"* not measured here: {words}" for words in musts.ELSEWHERE)
+    return f"{table(['what', 'must', 'ratio', ''], rows)}\n\n{elsewhere}"
+
+
+def case_table(found: Findings, measure: str, case: str) -> str:
+    """One table: a line for each system."""
+    columns = COLUMNS[measure]
+    heads = [case or measure, *(head for head, _, _ in columns)]
+    compared = next((figure for _, figure, more in columns if more is not None), None)
+    heads += ["against stock Celery"] if compared else []
+    rows = []
+    for name in found.systems(measure, case):
+        place = (measure, case, name)
+        cells = [SYSTEMS[name].title, *(spread(found.spread(place, figure)) for _, figure, _ in columns)]
+        cells += [times(found.ratio(place, compared))] if compared else []
+        rows.append([*cells, SYSTEMS[name].keeps])
+    return table([*heads, "keeps"], rows)
+
+
+def cost_table(found: Findings) -> str:
+    """What a job of a drain costs, for each system and pool."""
+    rows = []
+    for case in found.cases("drain"):
+        for name in found.systems("drain", case):
+            cells = [middle(found.spread(("drain", case, name), figure)) for _, figure in COSTS]
+            rows.append([f"{SYSTEMS[name].title}, {case}", *cells])
+    return table(["a job of", *(head for head, _ in COSTS)], rows)
+
+
+def settings_table(run: dict[str, Any]) -> str:
+    """How each system was run, as its processes were told."""
+    named = {sample["system"] for sample in run["samples"]}
+    rows = [[SYSTEMS[name].title, run["settings"][name]] for name in SYSTEMS if name in named]
+    return f"{systems.EVERY_PEER}.\n\n{table(['system', 'workers and settings'], rows)}"
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; nothing without rows.
+
+    >>> print(table(["a", "b"], [["1", "x | y"]]))
+    | a | b |
+    |---|---|
+    | 1 | x / y |
+    """
+    if not rows:
+        return ""
+    lines = [heads, *rows]
+    clean = ["| " + " | ".join(cell.replace(" | ", " / ") for cell in line) + " |" for line in lines]
+    return "\n".join([clean[0], "|" + "---|" * len(heads), *clean[1:]])
+
+
+def spread(found: Spread | None) -> str:
+    """A median with its bounds.
+
+    >>> spread(Spread(431.2, 402.9, 455.0)), spread(None)
+    ('431 (403–455)', '')
+    """
+    return "" if found is None else f"{short(found.middle)} ({short(found.low)}–{short(found.high)})"
+
+
+def middle(found: Spread | None) -> str:
+    """A median alone."""
+    return "" if found is None else short(found.middle)
+
+
+def times(found: Spread | None) -> str:
+    """A ratio with its bounds.
+
+    >>> times(Spread(1.254, 1.1, 1.4))
+    '1.25× (1.10–1.40)'
+    """
+    return "" if found is None else f"{short(found.middle)}× ({short(found.low)}–{short(found.high)})"
+
+
+# --- Lines and files -------------------------------------------------------------------------------------------
+
+
+def line(sample: Sample) -> str:
+    """A sample in one line.
+
+    >>> line(Sample("drain", "solo", "celery", 2, {"jobs_s": 412.3, "memory_mb": 60}))
+    'drain solo celery round=2 jobs_s=412 memory_mb=60.0'
+    """
+    names = [figure for _, figure, _ in COLUMNS[sample.measure] if figure in sample.figures]
+    figures = [f"{name}={short(sample.figures[name])}" for name in names]
+    return " ".join(
+        word for word in [sample.measure, sample.case, sample.system, f"round={sample.round}", *figures] if word
+    )
+
+
+def write(path: Path, run: dict[str, Any]) -> None:
+    """Keep a run: as JSON, and its tables beside it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(run, ensure_ascii=False) + "\n")
+    path.with_suffix(".md").write_text(markdown(run))

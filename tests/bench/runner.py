@@ -1,0 +1,222 @@
+"""``make bench``: measure ours and the peers in turns on private servers, and say what was found."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.markdown import Markdown
+from rich.text import Text
+
+from project.servers import ServerUnavailable
+from tests.bench import machine, musts, report, systems
+from tests.bench.actors import Producers
+from tests.bench.measures import MEASURES
+from tests.bench.measures.base import Bench, Case, Sample
+from tests.bench.options import Mistake, Options, parse
+from tests.bench.world import SERVERS, Failed, World
+from tests.chaos.children import ROOT
+
+DIRECTORY = ROOT / ".bench"
+PEERS_PYTHON = ROOT / ".venv-bench" / "bin" / "python"
+
+
+class Interrupted(KeyboardInterrupt):
+    """Somebody asked the run to end; nothing that goes wrong on the way is caught in its place."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure what the command line asks for; return the exit code."""
+    console = Console(highlight=False, soft_wrap=True)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+    try:
+        return Run(console, parse(arguments)).perform()
+    except (Mistake, ServerUnavailable) as error:
+        console.print(f"bench: {error}", markup=False)
+        return 2
+    except Interrupted:
+        console.print("bench: interrupted; everything that was started has ended, and its data is gone")
+        return 130
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(each, signal.SIG_IGN)  # what was started is being ended
+    raise Interrupted
+
+
+class Run:
+    """One run: measure by measure, round by round, everybody in turn."""
+
+    def __init__(self, console: Console, options: Options, peers: Path | None = None) -> None:
+        self.console = console
+        self.options = options
+        self.peers = Path(os.environ.get("BENCH_PYTHON") or peers or PEERS_PYTHON)
+        self.samples: list[Sample] = []
+        self.failed: dict[str, str] = {}
+        self.warnings: list[str] = []
+        self.now = ""
+
+    def perform(self) -> int:
+        """Measure, tell, keep; return the exit code."""
+        began = time.monotonic()
+        where = machine.described()
+        self.say(self.headline(where))
+        self.warn(machine.warning(where["load"], where["processors"]))
+        versions = self.versions()
+        chosen = [system for system in self.options.systems if system.name not in self.failed]
+        DIRECTORY.mkdir(exist_ok=True)
+        directory = Path(tempfile.mkdtemp(prefix="run-", dir=DIRECTORY))
+        try:
+            self.say("bench: starting private servers, making the tables of each system")
+            with World(directory, chosen, sys.executable, str(self.peers)) as world, Producers(world) as producers:
+                self.failed |= world.broken
+                self.measure(Bench(self.options, world, producers))
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
+        return self.conclude(where, versions, time.monotonic() - began)
+
+    def headline(self, where: dict[str, Any]) -> str:
+        """What is measured, and on what."""
+        names = ", ".join(system.name for system in self.options.systems)
+        return (
+            f"bench: {', '.join(self.options.measures)}{' (QUICK)' if self.options.quick else ''} of {names}; "
+            f"{where['processors']} processors, {where['memory_gb']} GB, load {where['load']}"
+        )
+
+    def versions(self) -> dict[str, str]:
+        """What is compared; without the environment of the peers, ours is measured alone."""
+        found = machine.versions(sys.executable)
+        if all(system.ours for system in self.options.systems):
+            return found
+        try:
+            theirs = machine.versions(self.peers)
+        except (OSError, subprocess.SubprocessError) as error:
+            why = f"the peers' environment cannot be used ({error}); `make bench` makes it"
+            self.failed |= {system.name: why for system in self.options.systems if not system.ours}
+            return found
+        for system in self.options.systems:
+            if system.package and system.package not in theirs:
+                self.failed[system.name] = f"{system.package} is not installed in {self.peers.parent.parent}"
+        return found | theirs
+
+    # --- Measuring
+
+    def measure(self, bench: Bench) -> None:
+        """Take every measure."""
+        with self.progress():
+            for name in self.options.measures:
+                cases = MEASURES[name].cases(self.options, self.options.systems)
+                rounds = self.options.rounds or MEASURES[name].ROUNDS["quick" if self.options.quick else "full"]
+                self.rounds(bench, name, cases, rounds)
+
+    def rounds(self, bench: Bench, name: str, cases: Sequence[Case], rounds: int) -> None:
+        """Everybody in turn, round by round; who was first is last next time."""
+        for number in range(1, rounds + 1):
+            turn = number % len(cases) if cases else 0
+            for place, case in enumerate([*cases[turn:], *cases[:turn]], 1):
+                if self.given_up(case):
+                    continue
+                self.now = f"{name}: round {number} of {rounds}, {place} of {len(cases)}: {case.title}"
+                self.take(bench, case, number)
+
+    def take(self, bench: Bench, case: Case, number: int) -> None:
+        """One sample, or the reason why there is none: then there are no more tries."""
+        try:
+            sample = MEASURES[case.measure].take(bench, case, number)
+        except Exception as error:
+            known = isinstance(error, Failed)
+            self.failed[case.title] = str(error) if known else f"{type(error).__name__}: {error}"
+            self.say(f"bench: {case.title} is left out: {self.failed[case.title]}")
+            return
+        self.samples.append(sample)
+        self.say(report.line(sample))
+
+    def given_up(self, case: Case) -> bool:
+        """Whether a system or a case has failed before."""
+        return case.system.name in self.failed or case.title in self.failed
+
+    @contextlib.contextmanager
+    def progress(self) -> Iterator[None]:
+        """On a terminal, show at the bottom what is being measured."""
+        if not self.console.is_terminal:
+            yield
+            return
+        began = time.monotonic()
+
+        def glance() -> Text:
+            return Text(f"{time.monotonic() - began:5.0f} s  {self.now}", style="bold")
+
+        with Live(get_renderable=glance, console=self.console, refresh_per_second=4, transient=True):
+            yield
+
+    # --- Telling
+
+    def say(self, words: str) -> None:
+        """Print a plain line."""
+        self.console.print(words, markup=False)
+
+    def warn(self, words: str) -> None:
+        """Print a warning, and keep it for the report."""
+        if words and words not in self.warnings:
+            self.warnings.append(words)
+            self.say(f"bench: {words}")
+
+    def conclude(self, where: dict[str, Any], versions: dict[str, str], took: float) -> int:
+        """The tables, the files, and whether all is as it must be."""
+        o = self.options
+        run = {
+            "quick": o.quick, "took_s": round(took, 1), "machine": where, "versions": versions, "servers": SERVERS,
+            "measures": o.measures, "settings": {system.name: system.described for system in o.systems},
+            "warnings": self.warnings, "failed": self.failed, "samples": [asdict(sample) for sample in self.samples],
+        }  # fmt: skip
+        path = DIRECTORY / ("bench-quick.json" if o.quick else "bench.json" if o.whole else "bench-part.json")
+        for each in filter(None, (path, o.json)):
+            report.write(each, run)
+        self.show(path.with_suffix(".md").read_text())
+        if o.quick:
+            self.say(f"QUICK left out {left_out(o)}")
+        verdicts = [v for v in musts.judged(report.Findings(self.samples).by_case) if v.ratio is not None]
+        unmet = [verdict.must.what for verdict in verdicts if verdict.status == "NOT MET"]
+        self.say(f"musts not met: {'; '.join(unmet) or 'none'}, of {len(verdicts)} that were measured")
+        self.say(f"{took:.0f} s; JSON: {os.path.relpath(path)}; tables: {os.path.relpath(path.with_suffix('.md'))}")
+        return exit_code(o, unmet, self.failed)
+
+    def show(self, text: str) -> None:
+        """The tables: drawn on a terminal, as Markdown in a log."""
+        if self.console.is_terminal:
+            self.console.print(Markdown(text), soft_wrap=False)
+        else:
+            self.say(text)
+
+
+def left_out(options: Options) -> str:
+    """What a quick run does not measure, in words."""
+    words = []
+    for name in options.measures:
+        module = MEASURES[name]
+        whole = Options(systems=options.systems)
+        missing = len(module.cases(whole, options.systems)) - len(module.cases(options, options.systems))
+        rounds = f"{module.ROUNDS['quick']} rounds instead of {module.ROUNDS['full']}"
+        words.append(f"{name}: {missing} of its cases, and {rounds}" if missing else f"{name}: no case, but {rounds}")
+    return "; ".join(words)
+
+
+def exit_code(options: Options, unmet: Sequence[str], failed: dict[str, str]) -> int:
+    """1 when ours could not be measured; where the musts are checked, also for what is not met and for peers."""
+    ours = [name for name in failed if any(name.endswith(system.name) for system in systems.ALL if system.ours)]
+    return 1 if ours or (options.check_musts and (unmet or failed)) else 0
