@@ -3,10 +3,10 @@
 How it works
 ============
 
-``runner`` goes through the measures (``measures/``), and in each through rounds; in a round everybody has a turn (A B C,
-then B C A), so that what the machine suffers all suffer. ``world`` has the servers, ``systems`` says who is compared and
-how each is set up, ``actors`` are their processes, ``meter`` and ``footprint`` read what work has cost, ``musts`` are the
-numbers of the design, ``report`` and ``publish`` tell.
+``runner`` goes through the measures (``measures/``), and in each through rounds; in a round everybody has a turn (A B,
+then B A), so that what the machine suffers all suffer. ``world`` has the servers, ``systems`` says who is compared and
+how each is set up, ``actors`` are their processes, ``meter`` and ``footprint`` read what work has cost, ``musts`` are
+the numbers of the design, ``report`` and ``publish`` tell.
 
 How to add a peer: pin it in ``peers.txt``, write ``peers/<name>_peer.py`` (``enqueue enqueue_inside ping``, and
 ``enqueue_many`` if it has a call for many), describe it in ``systems.py``. What is in ``peers/`` runs in an environment
