@@ -16,7 +16,7 @@ from billiard.exceptions import SoftTimeLimitExceeded
 from celery.exceptions import Ignore, Reject, Retry, WorkerShutdown, WorkerTerminate
 from django.db import Error, transaction
 
-from jobs import conclusion, drafts, errbacks, heartbeat, lifecycle, outage, payload, successors
+from jobs import conclusion, drafts, errbacks, green, heartbeat, lifecycle, outage, payload, successors
 from jobs.conclusion import Report
 from jobs.conf import current as settings
 from jobs.context import correlated
@@ -168,7 +168,7 @@ def _told(error: BaseException, watched: heartbeat.Watched) -> BaseException:
     """The error to record: where we stopped the body ourselves, our reason for it."""
     if watched.stop is not None and isinstance(error, SoftTimeLimitExceeded | JobCancelled | LeaseLost):
         return watched.stop.with_traceback(error.__traceback__)
-    if isinstance(error, SystemExit | KeyboardInterrupt):
+    if isinstance(error, SystemExit | KeyboardInterrupt) or green.killed(error):
         return WorkerLost(f"the body raised {error!r}").with_traceback(error.__traceback__)
     return error
 

@@ -165,7 +165,7 @@ def _adopt_task(task: Any) -> None:
 
 def _before_work(instance: Any, **_: Any) -> None:
     """The worker is about to start: tasks registered since the app was finalized are adopted too."""
-    from jobs import lifecycle, outage, transport, worker
+    from jobs import lifecycle, outage, pools, transport, worker
 
     if not getattr(instance.app, "mainstay_installed", False):
         return
@@ -173,6 +173,8 @@ def _before_work(instance: Any, **_: Any) -> None:
         conf.current()
     except ImproperlyConfigured as error:
         raise SystemExit(f"The worker does not start: {error}") from None
+    if refusal := pools.refusal(instance):
+        raise SystemExit(f"The worker does not start: {refusal}")
     _adopt_tasks(instance.app)
     outage.hurry_all(lifecycle.database())
     transport.survive()

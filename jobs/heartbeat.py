@@ -27,7 +27,7 @@ from uuid import UUID
 
 from django.db import Error, transaction
 
-from jobs import lifecycle, outage, payload
+from jobs import green, lifecycle, outage, payload
 from jobs.conf import current as settings
 from jobs.errors import JobCancelled, LeaseLost, LeaseNotRenewed, PayloadError
 from jobs.lifecycle import Clock
@@ -65,6 +65,7 @@ class Watched:
     progress: dict[str, Any] | None = None
     written: dict[str, Any] | None = None
     over: bool = False
+    greenlet: green.Body | None = field(default_factory=green.body)
 
     @property
     def past_limit(self) -> bool:
@@ -123,9 +124,9 @@ def _storable(value: Any) -> Any:
 
 
 _watched: dict[UUID, Watched] = {}  # by the token of the attempt: a body that hangs may run beside the next attempt
-_lock = threading.Lock()
+_lock = green.lock()
 _work = threading.Event()
-_threads: list[threading.Thread] = []
+_threads: list[green.Started] = []
 
 
 @contextmanager
@@ -204,23 +205,21 @@ def _begin_anew() -> None:
     """A forked child has none of its parent's bodies and threads, and must not wait for what those held."""
     global _lock, _work, _threads, _guarded_at
     _watched.clear()
-    _lock, _work, _threads, _guarded_at = threading.Lock(), threading.Event(), [], float("-inf")
+    _lock, _work, _threads, _guarded_at = green.lock(), threading.Event(), [], float("-inf")
 
 
 os.register_at_fork(after_in_child=_begin_anew)
 
 
-def _started(name: str, act: Callable[[], None], every: float) -> threading.Thread:
-    thread = threading.Thread(target=_repeat, args=(act, every), name=name, daemon=True)
-    thread.start()
-    return thread
+def _started(name: str, act: Callable[[], None], every: float) -> green.Started:
+    return green.start(_repeat, act, every, name=name)
 
 
 def _repeat(act: Callable[[], None], every: float) -> None:
     """Do a round again and again while bodies run, whatever becomes of it; not in step with other processes."""
     while True:
-        _work.wait()
-        time.sleep(every * random.uniform(0.8, 1.0))
+        green.wait(_work)
+        green.sleep(every * random.uniform(0.8, 1.0))
         try:
             act()
         except Exception:
@@ -333,6 +332,8 @@ def _stop_in_time(entry: Watched) -> None:
     alone = _has_its_own_process(entry)
     if alone and entry.stop is not None and (clock() > entry.doomed_at or left < CLOCK_BEAT):
         _end_process(entry)
+    if entry.hung and entry.greenlet is not None and entry.greenlet.unheard > settings().HEARTBEAT:
+        _end_process(entry)  # it computes on and on: no other body of this process goes on, nor does its worker
 
 
 def _not_renewed() -> LeaseLost:
@@ -343,7 +344,7 @@ def _not_renewed() -> LeaseLost:
 
 
 def _interrupt(entry: Watched, error: BaseException) -> None:
-    """Raise in the body: by the pool's own signal where there is one, else as an asynchronous exception."""
+    """Raise in the body: by the pool's own signal, in its greenlet, or else as an asynchronous exception."""
     with _lock:
         again = clock() - entry.stopped_at > settings().HEARTBEAT
         if entry.over or not again:
@@ -354,12 +355,14 @@ def _interrupt(entry: Watched, error: BaseException) -> None:
         entry.stopped_at = clock()
         if _has_its_own_process(entry):
             signal.pthread_kill(entry.thread, signal.SIGUSR1)
+        elif entry.greenlet is not None:
+            entry.greenlet.throw(type(entry.stop), lambda: entry.over)
         else:
             ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(entry.thread), ctypes.py_object(type(entry.stop)))
 
 
 def _clear_interrupt(entry: Watched) -> None:
-    if entry.stop is not None and entry.thread == threading.get_ident():
+    if entry.stop is not None and entry.greenlet is None and entry.thread == threading.get_ident():
         ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(entry.thread), None)
 
 

@@ -15,6 +15,8 @@ from typing import Any, Self, TypeVar
 from django.db import Error, InterfaceError, OperationalError
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from jobs import green
+
 logger = logging.getLogger("jobs.outage")
 
 T = TypeVar("T")
@@ -203,23 +205,22 @@ class bounded:  # noqa: N801 (a context manager)
 
 
 _waits: dict[int, bounded] = {}
-_watch: threading.Thread | None = None
-_starting = threading.Lock()
+_watch: green.Started | None = None
+_starting = green.lock()
 
 
 def _begin_to_watch() -> None:
     global _watch
     with _starting:
         if _watch is None or not _watch.is_alive():
-            _watch = threading.Thread(target=_watch_forever, name="mainstay-patience", daemon=True)
-            _watch.start()
+            _watch = green.start(_watch_forever, name="mainstay-patience")
 
 
 def _begin_anew() -> None:
     """A forked child waits for nothing yet, and its parent's thread is not there."""
     global _watch, _starting
     _waits.clear()
-    _watch, _starting = None, threading.Lock()
+    _watch, _starting = None, green.lock()
 
 
 os.register_at_fork(after_in_child=_begin_anew)
@@ -228,7 +229,7 @@ os.register_at_fork(after_in_child=_begin_anew)
 def _watch_forever() -> None:
     looked = time.monotonic()
     while True:
-        time.sleep(LOOK_EVERY)
+        green.sleep(LOOK_EVERY)
         now = time.monotonic()
         missed, looked = now - looked - LOOK_EVERY, now
         with suppress(Exception):

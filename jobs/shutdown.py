@@ -27,7 +27,7 @@ from celery.utils.log import in_sighandler
 from celery.worker import state as _worker_state
 from django.db import Error
 
-from jobs import attempt, gate, heartbeat, lifecycle
+from jobs import attempt, gate, green, heartbeat, lifecycle, pools
 from jobs.adoption import as_uuid
 from jobs.models import Job
 from jobs.states import State
@@ -60,9 +60,9 @@ class Drain:
     def guard(self, instance: Any) -> None:
         """Take over the signals by which a worker is stopped, for the pools whose bodies we can reach."""
         self._instance, self._pid = instance, os.getpid()
-        if _pool(instance) not in ("prefork", "thread", "solo"):
+        if pools.name(instance) not in ("prefork", "thread", "solo", "gevent"):
             return
-        threading.Thread(target=self._run, name="mainstay-shutdown", daemon=True).start()
+        green.start(self._run, name="mainstay-shutdown")
         remapped = REMAP_SIGTERM == "SIGQUIT"
         platforms.signals["SIGTERM"] = self._on_signal("SIGTERM", cold=remapped)
         platforms.signals["SIGQUIT"] = self._on_signal("SIGQUIT", cold=True)
@@ -112,24 +112,22 @@ class Drain:
     # --- In a thread of its own ---
 
     def _run(self) -> None:
-        self._asked.wait()
-        if not self._heard.wait(LOOP_ANSWERS):
+        green.wait(self._asked)
+        if not green.wait(self._heard, LOOP_ANSWERS):
             # No loop runs: a body does (solo), or the broker is away. Celery looks at this where it can.
             worker_state.should_stop = EX_OK
         while time.monotonic() < self.deadline:
             if not _running():
                 worker_state.should_stop = EX_OK
-            time.sleep(LOOK_EVERY)
+            green.sleep(LOOK_EVERY)
         self._cut()
         worker_state.should_terminate = EX_FAILURE
 
     def _cut(self) -> None:
         """The time is over: end the bodies, then hand their jobs back."""
         self._cutting = True
-        end = threading.Timer(PROCESS_ENDS, os._exit, (EX_FAILURE,))
-        end.daemon = True
-        end.start()
-        if _pool(self._instance) == "prefork":
+        green.start(_end_late, name="mainstay-end")
+        if pools.name(self._instance) == "prefork":
             _hand_back_now(self._instance.hostname, _kill_children(self._instance))
             return
         self._interrupt_bodies()
@@ -143,12 +141,18 @@ class Drain:
     def _interrupt_bodies(self) -> None:
         """Raise in every body of this process, and wait for a moment until they have handed themselves back."""
         heartbeat.stop_all(WorkerTerminate(EX_FAILURE))
-        if _pool(self._instance) == "solo":
+        if pools.name(self._instance) == "solo":
             # Wakes the main thread where it sleeps; our handler does nothing by now.
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGQUIT)
         until = time.monotonic() + BODIES_END
         while heartbeat.held_here() and time.monotonic() < until:
-            time.sleep(0.05)
+            green.sleep(0.05)
+
+
+def _end_late() -> None:
+    """Whatever holds this process up, it ends."""
+    green.sleep(PROCESS_ENDS)
+    os._exit(EX_FAILURE)
 
 
 _drain = Drain()
@@ -302,10 +306,6 @@ def _alive(pid: int) -> bool:
 def _running() -> bool:
     """Whether a body runs, as far as this process can see."""
     return bool(copied(worker_state.active_requests) or heartbeat.held_here())
-
-
-def _pool(instance: Any) -> str:
-    return str(getattr(instance.pool_cls, "__module__", "")).rsplit(".", 1)[-1]
 
 
 def copied(requests: Iterable[Any]) -> list[Any]:

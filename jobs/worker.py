@@ -18,7 +18,7 @@ from celery.worker import state as worker_state
 from celery.worker.request import Request as CeleryRequest
 from django.db import Error
 
-from jobs import gate, lifecycle, reconcile, rescue, shutdown, slots, strays
+from jobs import gate, lifecycle, pools, reconcile, rescue, shutdown, slots, strays
 from jobs.adoption import as_uuid
 from jobs.attempt import JobFailed, by_sigterm
 from jobs.consumer import careful, check_call
@@ -86,11 +86,12 @@ def _reported(error: MemoryError) -> ExceptionInfo:
 
 
 class Main(bootsteps.StartStopStep):
-    """A step of the worker: it makes the consumer careful, and signs off when the worker ends."""
+    """A step of the worker: it makes the consumer careful, teaches the pool, and signs off when the worker ends."""
 
     def __init__(self, parent: Any, **options: Any) -> None:
         super().__init__(parent, **options)
         parent.consumer_cls = careful(symbol_by_name(parent.consumer_cls))
+        parent.pool_cls = pools.taught(parent.pool_cls, parent.app)
 
     def terminate(self, parent: Any) -> None:
         """A cold end; after a warm one Celery sends a signal."""
@@ -165,7 +166,7 @@ def report(instance: Any, started: Any = None) -> Any:
     """Write this worker's row; return when it first did."""
     now = lifecycle.database_now()
     holds = {as_uuid(request.id) for request in _received(getattr(instance, "consumer", None))}
-    pool = getattr(instance.pool_cls, "__module__", "").rsplit(".", 1)[-1]
+    pool = pools.name(instance)
     seen = {
         "pid": os.getpid(), "seen_at": now, "started_at": started or now, "holds": sorted(holds),
         "queues": sorted(instance.app.amqp.queues.consume_from), "concurrency": instance.concurrency or 0,

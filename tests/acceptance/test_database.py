@@ -145,7 +145,7 @@ def test_a_worker_that_starts_without_the_database_works_when_it_comes(
 
 
 @needs_server
-@pytest.mark.parametrize("kind", ["prefork", "threads", "solo"])
+@pytest.mark.parametrize("kind", ["prefork", "threads", "solo", "gevent"])
 def test_a_body_stops_before_its_lease_ends_while_the_database_is_away(
     worker: Callable[..., Child], platform: Platform, server: Any, wait_until: WaitUntil, kind: str
 ) -> None:

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.one_database
 WaitUntil = Callable[..., Any]
 
 
-@pytest.fixture(scope="module", params=["threads", "solo"])
+@pytest.fixture(scope="module", params=["threads", "solo", "gevent"])
 def pool(request: pytest.FixtureRequest) -> str:
     """A pool without child processes."""
     return str(request.param)

@@ -51,7 +51,7 @@ def ended(child: Child, wait_until: WaitUntil, within: float = 12) -> float:
     return time.monotonic() - since
 
 
-POOLS = ["prefork", "threads", "solo"]
+POOLS = ["prefork", "threads", "solo", "gevent"]
 
 
 @pytest.mark.parametrize("pool", POOLS)
