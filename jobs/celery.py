@@ -6,6 +6,7 @@ The app is made before Django's apps are ready, so what knows the models is impo
 from __future__ import annotations
 
 import functools
+import logging
 from typing import Any
 
 from celery import signals
@@ -14,8 +15,10 @@ from celery.canvas import _chord, group  # type: ignore[attr-defined]
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
 
-from jobs import conf, publisher, ready
+from jobs import conf, green, publisher, ready
 from jobs.publisher import HEADER, UNTRACKED, Publisher
+
+logger = logging.getLogger("jobs.worker")
 
 TASK_CLASS = "jobs.tracked:Tracked"
 RESULT_BACKEND = "jobs.results:JobBackend"
@@ -73,8 +76,10 @@ def install(app: Any) -> Any:
     _make_canvas_atomic()
     signals.celeryd_after_setup.connect(_before_work, weak=False, dispatch_uid="mainstay")
     signals.beat_init.connect(_start_conductor, weak=False, dispatch_uid="mainstay")
+    signals.task_prerun.connect(_take_connections, weak=False, dispatch_uid="mainstay take")
     signals.task_prerun.connect(_mend_connections, weak=False, dispatch_uid="mainstay")
     signals.task_postrun.connect(_mend_connections, weak=False, dispatch_uid="mainstay")
+    signals.task_postrun.connect(_leave_connections, weak=False, dispatch_uid="mainstay leave")
     return app
 
 
@@ -175,6 +180,8 @@ def _before_work(instance: Any, **_: Any) -> None:
         raise SystemExit(f"The worker does not start: {error}") from None
     if refusal := pools.refusal(instance):
         raise SystemExit(f"The worker does not start: {refusal}")
+    if advice := pools.advice(instance, lifecycle.database()):
+        logger.warning(advice)
     _adopt_tasks(instance.app)
     outage.hurry_all(lifecycle.database())
     transport.survive()
@@ -189,6 +196,20 @@ def _start_conductor(sender: Any, **_: Any) -> None:
     conductor.start_in_background()
     # Beat would wait for the broker before it fires; a job is recorded without one, and sent when it is back.
     sender.scheduler.producer = None
+
+
+def _take_connections(sender: Any, **_: Any) -> None:
+    if green.threads() and not getattr(sender.request, "is_eager", False):
+        from jobs import kept
+
+        kept.take()
+
+
+def _leave_connections(sender: Any, **_: Any) -> None:
+    if green.threads() and not getattr(sender.request, "is_eager", False):
+        from jobs import kept
+
+        kept.leave()
 
 
 def _mend_connections(sender: Any, **_: Any) -> None:

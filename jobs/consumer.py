@@ -15,7 +15,7 @@ from celery.exceptions import InvalidTaskError
 from celery.worker.consumer import Consumer as CeleryConsumer
 from kombu.exceptions import ContentDisallowed
 
-from jobs import gate, lifecycle, outage, shutdown, strays
+from jobs import gate, lifecycle, outage, pools, shutdown, strays
 from jobs.adoption import as_uuid
 from jobs.outage import Outage
 from jobs.publisher import HEADER
@@ -47,6 +47,12 @@ class Careful:
                 self._keep(message, error)
 
         return received
+
+    def loop_args(self) -> tuple[Any, ...]:
+        """What the event loop is given."""
+        itself, connection, consumer, *rest = super().loop_args()  # type: ignore[misc]
+        green = getattr(self.pool, "is_green", False)  # type: ignore[attr-defined]
+        return (itself, pools.Attentive(connection, consumer) if green else connection, consumer, *rest)
 
     def on_unknown_message(self, body: Any, message: Any) -> None:
         """It is no message of Celery's."""

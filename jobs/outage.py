@@ -6,7 +6,6 @@ import logging
 import os
 import random
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import suppress

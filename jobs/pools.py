@@ -21,6 +21,12 @@ UNPATCHED = (
     "the setting worker_pool)."
 )
 
+SQLITE = (
+    "The pool is gevent's, and jobs live in SQLite, which waits for its one writer with the whole process: a body that "
+    "waits inside a transaction stops all others of this worker for as long as the database's time-out. "
+    "Use PostgreSQL, or -P threads."
+)
+
 
 def name(instance: Any) -> str:
     """What a worker's pool is called: prefork, thread, solo, gevent."""
@@ -34,6 +40,11 @@ def refusal(instance: Any) -> str:
     if pool == "eventlet":
         return EVENTLET
     return UNPATCHED if pool == "gevent" and not green.threads() else ""
+
+
+def advice(instance: Any, database: Any) -> str:
+    """What a worker should be told of its pool and its database; empty where they go together."""
+    return SQLITE if name(instance) == "gevent" and database.vendor == "sqlite" else ""
 
 
 def taught(pool: Any, app: Any) -> Any:
@@ -52,6 +63,24 @@ def taught(pool: Any, app: Any) -> Any:
 
     Taught.__module__, Taught.__qualname__ = pool.__module__, pool.__qualname__
     return Taught
+
+
+class Attentive:
+    """A connection whose consumer, while it may take no more, looks soon again: the end of a body does not wake it."""
+
+    SOON = 0.05  # seconds; Celery's loop for greenlets looks every two
+
+    def __init__(self, connection: Any, consumer: Any) -> None:
+        self._connection, self._consumer = connection, consumer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._connection, name)
+
+    def drain_events(self, timeout: float, **options: Any) -> Any:
+        """Take what there is, waiting for up to ``timeout`` seconds. Raises ``socket.timeout`` when nothing came."""
+        may_take = getattr(getattr(self._consumer.channel, "qos", None), "can_consume", None)
+        full = may_take is not None and not may_take()
+        return self._connection.drain_events(timeout=min(timeout, self.SOON) if full else timeout, **options)
 
 
 def _quiet(target: Any) -> Any:

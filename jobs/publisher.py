@@ -50,6 +50,7 @@ class Publisher:
         self._send_task = send_task
         self._maker = Maker(app)
         self._kept = threading.local()
+        self._resting: list[Any] = []
         self._paused_until = 0.0
 
     @property
@@ -113,11 +114,27 @@ class Publisher:
 
     def forget(self) -> None:
         """Drop this thread's connection; the next message opens a new one."""
+        self._resting.clear()  # what is broken here is so there
         producer, self._kept.producer = self._producer_here(), None
         if producer is not None:
             with suppress(Exception):  # it is being thrown away because it is broken
                 # Only the socket is closed: RabbitMQ would be asked to say goodbye, and it may not answer.
                 producer.connection.collect() if self._on_amqp else producer.close()
+
+    def rest(self) -> None:
+        """Leave the connection of a thread or greenlet that is about to end to the next one that has none."""
+        producer, self._kept.producer = self._producer_here(), None
+        if producer is not None:
+            self._resting.append((os.getpid(), producer))
+
+    def _rested(self) -> Any:
+        """A connection that was left to whoever needs one, None if there is none."""
+        with suppress(IndexError):
+            pid, producer = self._resting.pop()
+            if pid == os.getpid():
+                self._kept.producer, self._kept.pid = producer, pid
+                return producer
+        return None
 
     def _send_fresh_or_kept(self, job: Job) -> None:
         started, kept = time.monotonic(), self._producer_here() is not None
@@ -297,9 +314,8 @@ class Publisher:
 
     def _producer_here(self) -> Any:
         # A forked child must not write to its parent's socket.
-        if getattr(self._kept, "pid", None) != os.getpid():
-            return None
-        return getattr(self._kept, "producer", None)
+        kept = getattr(self._kept, "producer", None) if getattr(self._kept, "pid", None) == os.getpid() else None
+        return kept or self._rested()
 
     @property
     def _on_amqp(self) -> bool:

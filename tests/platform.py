@@ -41,9 +41,10 @@ class Witness:
 class Platform:
     """A worker and a conductor on the test's database and broker."""
 
-    def __init__(self, directory: Path, pool: str = "prefork") -> None:
+    def __init__(self, directory: Path, pool: str = "prefork", concurrency: int = 2) -> None:
         self.directory = directory
         self.pool = pool
+        self.concurrency = concurrency
         self.witness = Witness(directory / "witness")
         self.environ = {**self.witness.environ, "TEST_JOBS": json.dumps(QUICK)}
         self.worker: Child | None = None
@@ -55,7 +56,8 @@ class Platform:
         if self.conductor is None or not self.conductor.running:
             self.conductor = self._spawn("conductor", "manage.py", "conductor")
         if self.worker is None or not self.worker.running:
-            self.worker = self._spawn("worker", *worker_command(pool=self.pool, concurrency=2, name="platform"))
+            command = worker_command(pool=self.pool, concurrency=self.concurrency, name="platform")
+            self.worker = self._spawn("worker", *command)
             self.worker.expect(" ready.")
         return self
 
@@ -85,8 +87,15 @@ def pool() -> str:
 
 
 @pytest.fixture(scope="module")
+def concurrency() -> int:
+    """How many bodies that worker runs at once."""
+    return 2
+
+
+@pytest.fixture(scope="module")
 def platform_of_module(
     pool: str,
+    concurrency: int,
     django_db_setup: None,
     django_db_blocker: Any,
     redis: RedisServer,
@@ -94,7 +103,7 @@ def platform_of_module(
 ) -> Iterator[Platform]:
     """The processes that the tests of a module share."""
     with django_db_blocker.unblock():
-        platform = Platform(tmp_path_factory.mktemp("platform"), pool)
+        platform = Platform(tmp_path_factory.mktemp("platform"), pool, concurrency)
     yield platform
     platform.stop()
 

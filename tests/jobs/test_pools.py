@@ -1,0 +1,72 @@
+"""A worker refuses the pools with which it could not keep its promises, and says what to do instead."""
+
+from types import SimpleNamespace
+
+import pytest
+from celery.concurrency.prefork import TaskPool as Prefork
+from celery.exceptions import WorkerTerminate
+from django.db import connection
+
+from jobs import pools
+
+
+def worker(pool: object) -> SimpleNamespace:
+    return SimpleNamespace(pool_cls=pool)
+
+
+def test_eventlet_is_refused_with_what_to_do() -> None:
+    assert "-P gevent" in pools.refusal(worker("eventlet"))
+
+
+def test_gevent_is_refused_where_sockets_and_threads_are_not_cooperative() -> None:
+    gevent = pytest.importorskip("celery.concurrency.gevent")
+    assert "started with -P gevent" in pools.refusal(worker(gevent.TaskPool))
+
+
+def test_other_pools_are_taken_as_they_are() -> None:
+    assert pools.refusal(worker(Prefork)) == ""
+    assert pools.taught(Prefork, None) is Prefork
+    assert pools.advice(worker(Prefork), connection) == ""
+
+
+class Greenlets:
+    """A pool that runs what it is given at once, and remembers its options."""
+
+    is_green = True
+    options: dict[str, object]
+
+    def on_apply(self, target: object, args: object = None, kwargs: object = None, **options: object) -> object:
+        self.options = options
+        assert callable(target)
+        return target()
+
+
+APP = SimpleNamespace(tasks={"job": SimpleNamespace(tracked=True), "other": SimpleNamespace(tracked=False)})
+
+
+@pytest.mark.parametrize(("task", "timeout"), [("job", 0), ("other", 5)])
+def test_time_limits_of_jobs_are_left_to_the_heartbeat(task: str, timeout: int) -> None:
+    pool = pools.taught(Greenlets, APP)()
+    pool.on_apply(lambda: None, (task,), timeout=5)
+    assert pool.options == {"timeout": timeout}
+
+
+def test_a_body_that_a_shutdown_ends_does_not_end_the_loop_too() -> None:
+    def body() -> None:
+        raise WorkerTerminate(1)
+
+    assert pools.taught(Greenlets, APP)().on_apply(body, ("job",)) == (False, None, None)
+
+
+class Silent:
+    """A connection on which nothing comes."""
+
+    def drain_events(self, timeout: float) -> float:
+        return timeout
+
+
+@pytest.mark.parametrize(("free", "waits"), [(True, 2.0), (False, pools.Attentive.SOON)])
+def test_a_consumer_that_may_take_no_more_looks_soon_again(free: bool, waits: float) -> None:
+    qos = SimpleNamespace(can_consume=lambda: free)
+    consumer = SimpleNamespace(channel=SimpleNamespace(qos=qos))
+    assert pools.Attentive(Silent(), consumer).drain_events(timeout=2.0) == waits
