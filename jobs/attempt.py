@@ -87,6 +87,8 @@ def claim(job_id: UUID, worker: str) -> tuple[Job, float]:
 
     def once() -> Job | None:
         asked.append(heartbeat.clock())
+        connection: Any = lifecycle.database()
+        connection.health_check_done = True  # the claim is the check: where it fails, it is tried on a new connection
         found = lifecycle.claim(job_id, token=token, worker=worker, pid=os.getpid(), lease=lease)
         if found is None and (found := _claimed_before(job_id, token)) is not None:
             asked.append(asked[-2:][0])  # the answer to the time before was lost: the lease began then

@@ -78,7 +78,6 @@ def install(app: Any) -> Any:
     signals.beat_init.connect(_start_conductor, weak=False, dispatch_uid="mainstay")
     signals.task_prerun.connect(_take_connections, weak=False, dispatch_uid="mainstay take")
     signals.task_prerun.connect(_mend_connections, weak=False, dispatch_uid="mainstay")
-    signals.task_postrun.connect(_mend_connections, weak=False, dispatch_uid="mainstay")
     signals.task_postrun.connect(_leave_connections, weak=False, dispatch_uid="mainstay leave")
     return app
 

@@ -21,6 +21,7 @@ from jobs.clock import NOW as NOW
 from jobs.clock import Clock as Clock
 from jobs.errors import MoveRefused
 from jobs.models import Attempt, Job
+from jobs.statements import Statement
 from jobs.states import FINAL, MOVES, WAITING, State
 
 
@@ -40,6 +41,7 @@ class Column:
 
 logger = logging.getLogger("jobs.lifecycle")
 
+_NO_ERROR = {"error_type": "", "error_message": "", "traceback": ""}
 _FAT = {"result", "error_message", "traceback"}
 LOCK_PATIENCE = 2.0  # seconds that an act on one job of many waits for a row that somebody locked
 
@@ -77,13 +79,25 @@ def inserted(jobs: Sequence[Job]) -> set[UUID]:
 
 def claim(job_id: UUID, *, token: UUID, worker: str, pid: int, lease: timedelta) -> Job | None:
     """Start the next attempt of a reserved job, if nothing speaks against it: return the row as it now is."""
-    changes = {
-        "state": State.RUNNING, "reason": "", "attempt": Plus(1), "token": token, "worker": worker, "pid": pid,
-        "started_at": NOW, "lease_until": Clock(lease), "sends": 0,
-    }  # fmt: skip
-    unless = f"(expires_at IS NULL OR expires_at > {_clock()}) AND {not_paused()}"
-    rows = _update(changes, f"id = %s AND state = %s AND {unless}", [_id(job_id), State.RESERVED.value], returning=True)
-    return rows[0] if rows else None
+    connection = database()
+    statement = _claiming(connection.vendor, lease)
+    with connection.cursor() as cursor:
+        statement.run(connection, cursor, [_id(token), worker, pid, _id(job_id)])
+        row = cursor.fetchone()
+    return None if row is None else _as_job(row)
+
+
+@lru_cache(maxsize=8)
+def _claiming(vendor: str, lease: timedelta) -> Statement:
+    """For each database and length of a lease; the vendor is that of the jobs' database."""
+    return Statement(
+        "claim",
+        f"UPDATE {_table()} SET state = '{State.RUNNING.value}', reason = '', attempt = attempt + 1, token = %s, "
+        f"worker = %s, pid = %s, started_at = {_clock()}, lease_until = {_clock(lease)}, sends = 0 "
+        f"WHERE id = %s AND state = '{State.RESERVED.value}' "
+        f"AND (expires_at IS NULL OR expires_at > {_clock()}) AND {not_paused()} "
+        f"RETURNING {', '.join(_quoted(field.column) for field in _slim())}",
+    )
 
 
 def move(job: Job, target: State, reason: str = "", **changes: Any) -> Job:
@@ -107,12 +121,26 @@ def move(job: Job, target: State, reason: str = "", **changes: Any) -> Job:
 
 def complete(job: Job, result: str | None, **changes: Any) -> bool:
     """Record a job as completed in one statement, if nothing hangs on it and it is still ours."""
-    changes = {
-        "state": State.COMPLETED, "reason": "", "finished_at": NOW, "result": result,
-        "error_type": "", "error_message": "", "traceback": "", **changes,
-    }  # fmt: skip
-    guard, seen = _guard(job)
-    return bool(_update(changes, f"{guard} AND NOT followed", seen))
+    if changes:
+        changes |= {"state": State.COMPLETED, "reason": "", "finished_at": NOW, "result": result, **_NO_ERROR}
+        guard, seen = _guard(job)
+        return bool(_update(changes, f"{guard} AND NOT followed", seen))
+    connection = database()
+    with connection.cursor() as cursor:
+        _completing(connection.vendor).run(connection, cursor, [result, _id(job.pk), job.attempt, _id(job.token)])
+        return bool(cursor.rowcount)
+
+
+@lru_cache(maxsize=8)
+def _completing(vendor: str) -> Statement:
+    """For each database; the vendor is that of the jobs' database."""
+    no_error = ", ".join(f"{column} = ''" for column in _NO_ERROR)
+    return Statement(
+        "complete",
+        f"UPDATE {_table()} SET state = '{State.COMPLETED.value}', reason = '', finished_at = {_clock()}, result = %s, "
+        f"{no_error} "
+        f"WHERE id = %s AND state = '{State.RUNNING.value}' AND attempt = %s AND token = %s AND NOT followed",
+    )
 
 
 def amend(job: Job, **changes: Any) -> bool:
@@ -247,7 +275,7 @@ def database_now() -> Any:
     field = Job._meta.get_field("created_at")
     with database().cursor() as cursor:
         cursor.execute(f"SELECT {_clock()}", [])
-        return _converted([field], [cursor.fetchone()[0]])[0]
+        return _converted(field, cursor.fetchone()[0])
 
 
 def clock_sql(delta: timedelta = timedelta(0)) -> str:
@@ -277,11 +305,10 @@ def _update(changes: dict[str, Any], where: str, parameters: Sequence[Any], *, r
     sql = f"UPDATE {_table()} SET {', '.join(sets)} WHERE {where}"
     if not returning:
         return _execute(sql, [*values, *parameters])
-    fields = _slim()
-    sql += f" RETURNING {', '.join(_quoted(f.column) for f in fields)}"
+    sql += f" RETURNING {', '.join(_quoted(field.column) for field in _slim())}"
     with database().cursor() as cursor:
         cursor.execute(sql, [*values, *parameters])
-        return [_as_job(fields, row) for row in cursor.fetchall()]
+        return [_as_job(row) for row in cursor.fetchall()]
 
 
 def _execute(sql: str, parameters: Sequence[Any]) -> int:
@@ -305,17 +332,31 @@ def _clock(delta: timedelta = timedelta(0)) -> str:
     return clock.sql(database().vendor, delta)
 
 
-def _as_job(fields: Sequence[models.Field[Any, Any]], row: Sequence[Any]) -> Job:
-    return Job.from_db(alias(), [f.attname for f in fields], _converted(fields, row))
-
-
-def _converted(fields: Sequence[Any], row: Sequence[Any]) -> list[Any]:
+def _as_job(row: Sequence[Any]) -> Job:
+    """A row of the slim columns as a job."""
     connection = database()
     values = list(row)
-    for index, field in enumerate(fields):
-        for converter, expression in _converters(connection.vendor, field):
-            values[index] = converter(values[index], expression, connection)
-    return values
+    for index, converter, expression in _slim_converters(connection.vendor):
+        values[index] = converter(values[index], expression, connection)
+    return Job.from_db(alias(), _slim_names(), values)
+
+
+@lru_cache(maxsize=1)
+def _slim_names() -> list[str]:
+    return [field.attname for field in _slim()]
+
+
+@lru_cache(maxsize=4)
+def _slim_converters(vendor: str) -> list[tuple[int, Any, Any]]:
+    """Which of the slim columns are to be converted, and how."""
+    return [(index, *how) for index, field in enumerate(_slim()) for how in _converters(vendor, field)]
+
+
+def _converted(field: Any, value: Any) -> Any:
+    connection = database()
+    for converter, expression in _converters(connection.vendor, field):
+        value = converter(value, expression, connection)
+    return value
 
 
 @lru_cache(maxsize=256)

@@ -52,7 +52,7 @@ def passing(error: BaseException) -> bool:
     """Whether the database is away, busy, full or read-only for now: the same act may succeed later."""
     if not isinstance(error, Error):
         return False
-    state, code = _sqlstate(error), _sqlite_code(error)
+    state, code = sqlstate(error), _sqlite_code(error)
     if state is not None and state.startswith(_NEVER):
         return False
     if code is not None:
@@ -64,15 +64,16 @@ def passing(error: BaseException) -> bool:
 
 def locked(error: BaseException) -> bool:
     """Whether a time-out for locks ended the wait for one."""
-    return _sqlstate(error) == "55P03"
+    return sqlstate(error) == "55P03"
 
 
 def busy(error: BaseException) -> bool:
     """Whether somebody was in the way: the connection itself is well."""
-    return _sqlstate(error) in _BUSY or _sqlite_code(error) in _SQLITE_BUSY
+    return sqlstate(error) in _BUSY or _sqlite_code(error) in _SQLITE_BUSY
 
 
-def _sqlstate(error: BaseException) -> str | None:
+def sqlstate(error: BaseException) -> str | None:
+    """The five characters by which PostgreSQL says what is wrong."""
     cause = error.__cause__
     state = getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)
     return state if isinstance(state, str) else None
