@@ -18,11 +18,11 @@ from celery.worker import state as worker_state
 from celery.worker.request import Request as CeleryRequest
 from django.db import Error
 
-from jobs import gate, lifecycle, pools, reconcile, rescue, shutdown, slots, strays
+from jobs import gate, lifecycle, pools, rescue, shutdown, slots, strays
 from jobs.adoption import as_uuid
 from jobs.attempt import JobFailed, by_sigterm
 from jobs.consumer import careful, check_call
-from jobs.models import Worker
+from jobs.roll import Entry
 
 logger = logging.getLogger("jobs.worker")
 
@@ -140,13 +140,13 @@ def report_in_background(instance: Any) -> None:
 
 
 def _report_until(instance: Any, stopping: threading.Event) -> None:
-    started = None
+    entry = Entry(instance.hostname)
     while not stopping.is_set():
         with _tolerant():
-            started = report(instance, started)
+            report(instance, entry)
         stopping.wait(REPORT_EVERY)
     with _tolerant():
-        Worker.objects.using(lifecycle.alias()).filter(name=instance.hostname, pid=os.getpid()).delete()
+        entry.strike()
 
 
 @contextmanager
@@ -162,21 +162,18 @@ def _tolerant() -> Iterator[None]:
         logger.exception("The worker could not report itself.")
 
 
-def report(instance: Any, started: Any = None) -> Any:
-    """Write this worker's row; return when it first did."""
-    now = lifecycle.database_now()
+def report(instance: Any, entry: Entry) -> None:
+    """Write this worker's row."""
+    first = entry.started_at is None
     holds = {as_uuid(request.id) for request in _received(getattr(instance, "consumer", None))}
     pool = pools.name(instance)
-    seen = {
-        "pid": os.getpid(), "seen_at": now, "started_at": started or now, "holds": sorted(holds),
+    entry.write({
+        "pid": os.getpid(), "seen_at": lifecycle.database_now(), "holds": sorted(holds),
         "queues": sorted(instance.app.amqp.queues.consume_from), "concurrency": instance.concurrency or 0,
         "pool": pool, "stuck": slots.held_for_good(1 if pool == "solo" else instance.concurrency or 0),
-    }  # fmt: skip
-    if started is None:
-        _give_up_predecessor(instance.hostname, frozenset(holds))
+    })  # fmt: skip
+    if first:
         strays.wake(list(instance.app.tasks))
-    Worker.objects.using(lifecycle.alias()).update_or_create(name=instance.hostname, defaults=seen)
-    return seen["started_at"]
 
 
 def _received(consumer: Any) -> list[Any]:
@@ -186,9 +183,3 @@ def _received(consumer: Any) -> list[Any]:
     # Those that wait for a rate limit first: they may become reserved while we look.
     waiting = shutdown.rate_limited(consumer) if consumer is not None else []
     return [*waiting, *(request for requests in sets for request in shutdown.copied(requests))]
-
-
-def _give_up_predecessor(name: str, holds: frozenset[str]) -> None:
-    """What the last worker of our name held, and did not begin, is to be sent again: we are not that worker."""
-    for predecessor in Worker.objects.using(lifecycle.alias()).filter(name=name):
-        reconcile.give_up_hold(predecessor, holds, limit=len(predecessor.holds) + 1)

@@ -57,6 +57,22 @@ def check_schedules(app_configs: Any = None, databases: Any = None, **kwargs: An
     return [warning("W013", f"This schedule is enabled and cannot fire: {why}", remedy, name) for name, why in found]
 
 
+@register(Tags.database)
+def check_workers(app_configs: Any = None, databases: Any = None, **kwargs: Any) -> list[CheckMessage]:
+    """Live workers that have the same name; with ``--database`` only."""
+    if not databases:
+        return []
+    from jobs import lifecycle, roll
+
+    try:
+        found = roll.named_alike(lifecycle.database_now() - roll.SILENT)
+    except DatabaseError:  # the tables are not there yet
+        return []
+    return [
+        warning("W014", sentence, "Start each with a name of its own: -n mail1@%h.", "workers") for sentence in found
+    ]
+
+
 def _not_installed() -> CheckMessage:
     return error(
         "E002",

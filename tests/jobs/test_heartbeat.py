@@ -21,6 +21,7 @@ from django.db import OperationalError, connection, transaction
 from jobs import heartbeat, lifecycle, slots, worker
 from jobs.errors import LeaseLost, PayloadError
 from jobs.models import Job, Worker
+from jobs.roll import Entry
 from jobs.states import State
 from tests.environment import DATABASE
 from tests.platform import attempt, fresh, running
@@ -331,14 +332,14 @@ def instance() -> Any:
 def test_a_worker_reports_what_it_holds_while_that_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     job = sample.add.delay(1, 2)
     monkeypatch.setattr(worker.worker_state, "reserved_requests", Changing(3, job))
-    worker.report(instance())
+    worker.report(instance(), Entry("w@here"))
     assert Worker.objects.get().holds == [job.id]
 
 
 def test_a_worker_that_cannot_tell_what_it_holds_reports_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker.worker_state, "reserved_requests", Changing(1000))
     with pytest.raises(RuntimeError, match="changed during each"):
-        worker.report(instance())
+        worker.report(instance(), Entry("w@here"))
     assert not Worker.objects.exists()
 
 

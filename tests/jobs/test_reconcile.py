@@ -18,6 +18,7 @@ from jobs.adoption import as_uuid
 from jobs.errors import BrokerUnavailable
 from jobs.models import Job, Worker
 from jobs.reconcile import Reconciler
+from jobs.roll import Entry
 from jobs.states import Priority, State
 from project.servers import RedisServer
 from tests.platform import fresh
@@ -206,10 +207,10 @@ def test_a_new_worker_gives_up_what_the_last_one_of_its_name_held(
     depth: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job, kept = suspect(), suspect()
-    report("w", holds=(job, kept))
+    report("w", ago=8, holds=(job, kept))
     instance = SimpleNamespace(hostname="w", app=publisher.in_use().app, concurrency=2, pool_cls=None)
     monkeypatch.setattr(worker_state, "reserved_requests", [Mock(id=str(kept.pk))])
-    worker.report(instance)
+    worker.report(instance, Entry("w"))
     assert (fresh(job).state, fresh(kept).state) == (State.PENDING, State.RESERVED)
     assert Worker.objects.get().holds == [str(kept.pk)]
 
@@ -228,7 +229,7 @@ def test_what_waits_for_a_rate_limit_of_celerys_is_reported_as_held() -> None:
     instance = SimpleNamespace(
         hostname="w", app=publisher.in_use().app, concurrency=2, pool_cls=None, consumer=consumer
     )
-    worker.report(instance)
+    worker.report(instance, Entry("w"))
     assert Worker.objects.get().holds == [as_uuid("limited")]
 
 
