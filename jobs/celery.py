@@ -181,6 +181,7 @@ def _before_work(instance: Any, **_: Any) -> None:
         raise SystemExit(f"The worker does not start: {refusal}")
     if advice := pools.advice(instance, lifecycle.database()):
         logger.warning(advice)
+    pools.widen(instance)
     _adopt_tasks(instance.app)
     outage.hurry_all(lifecycle.database())
     transport.survive()

@@ -6,7 +6,7 @@ import logging
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from django.db import transaction
 
@@ -18,7 +18,16 @@ from jobs.states import State
 
 logger = logging.getLogger("jobs.epoch")
 
+# The rows: of the broker's marker, of what this installation is called, of when another one was seen beside it.
 BROKER = "default"
+INSTALLATION = "installation"
+BESIDE = "beside"
+NEIGHBOUR = timedelta(seconds=60)  # one that has not moved its marker on for longer is gone
+SHARED = (
+    "Another installation uses the same database of Redis: workers of each take messages of the other, which then wait "
+    "to be sent again. Give each one a database number of its own in the broker's URL, or a global_keyprefix in "
+    "broker_transport_options."
+)
 BY = "conductor"
 BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 # What went out this long before the marker did is in the broker if the marker is.
@@ -57,13 +66,37 @@ def judge(kept: Epoch, found: Marker | None, server: str) -> Verdict:
 def tick() -> int:
     """Look at the marker, note what it tells, and move it on; return how many jobs may have lost their message."""
     try:
-        with marker.place() as place:
+        with marker.place(_installation()) as place:
             moved = 0 if place is None else _moved_on(place)
+            others = None if place is None else place.others
     except BrokerUnavailable as error:
         _tell(f"The marker in the broker cannot be looked at, or moved on: {error}")
         return 0
-    _tell("")
+    _tell(SHARED if _noticed(others) else "")
     return moved
+
+
+def _installation() -> str:
+    """What tells the rows of this installation from those of others: they may share a broker by mistake."""
+    rows = Epoch.objects.using(lifecycle.alias())
+    return str(rows.get_or_create(broker=INSTALLATION, defaults={"server": uuid4().hex})[0].server)
+
+
+def _noticed(others: Marker | None) -> bool:
+    """Note that another installation moves a marker of its own on, in the same broker; whether it does so now."""
+    now = lifecycle.database_now()
+    if others is None or abs(now - others.at) > NEIGHBOUR:
+        return False
+    rows = Epoch.objects.using(lifecycle.alias())
+    if not rows.filter(broker=BESIDE, marked_at__gt=now - NEIGHBOUR / 4).exists():
+        rows.update_or_create(broker=BESIDE, defaults={"marked_at": now})
+    return True
+
+
+def shared() -> str:
+    """A sentence where another installation uses the same broker; empty where none was seen lately."""
+    since = lifecycle.database_now() - NEIGHBOUR
+    return SHARED if Epoch.objects.using(lifecycle.alias()).filter(broker=BESIDE, marked_at__gt=since).exists() else ""
 
 
 _told = ""
@@ -82,7 +115,8 @@ def _moved_on(place: Place) -> int:
     now = lifecycle.database_now()
     if place.marker is None and place.perhaps_held and kept.marked_at is not None and now - kept.marked_at < HELD:
         return 0
-    verdict = judge(kept, place.marker, place.server)
+    # To a database that remembers nothing, the marker of whoever used the broker before it is one of its own.
+    verdict = judge(kept, place.marker or (None if kept.marked_at else place.others), place.server)
     following = Marker(_next_serial(kept, place.marker), now)
     # Somebody else may lead by now: then it is theirs to move the marker on.
     mine = Epoch.objects.using(lifecycle.alias()).filter(broker=BROKER, serial=kept.serial)

@@ -49,6 +49,7 @@ class Place(Protocol):
     server: str
     marker: Marker | None
     perhaps_held: bool  # by another process that looks at it, where none was found
+    others: Marker | None  # that of another installation which uses the same broker
 
     def leave(self, marker: Marker) -> None:
         """Put this marker in place of the one that was found."""
@@ -58,20 +59,31 @@ class Place(Protocol):
 
 
 class _OnRedis:
-    """A field of a hash; the server's run changes with each start and with a failover."""
+    """A field of a hash; the server's run changes with each start and with a failover.
+
+    Where two installations share a database of Redis by mistake, the first has the field, the other one of its own.
+    """
 
     perhaps_held = False
 
-    def __init__(self, channel: Any) -> None:
+    def __init__(self, channel: Any, us: str) -> None:
         # Commands that kombu knows how to prefix, where environments share a server by ``global_keyprefix``.
         self._seen = channel.client.pipeline()
         self._seen.watch(NAME)
-        self.marker = Marker.read(self._seen.hget(NAME, "marker"))
+        self._us = us
+        self._first = (self._seen.hget(NAME, "owner") or us.encode()) == us.encode()
+        self.marker = self._read("marker" if self._first else us)
+        self.others = self._read("beside" if self._first else "marker")
         self.server = _run_of(channel.client)
 
+    def _read(self, field: str) -> Marker | None:
+        return Marker.read(self._seen.hget(NAME, field))
+
     def leave(self, marker: Marker) -> None:
+        text = str(marker)
+        fields = {"marker": text, "owner": self._us} if self._first else {self._us: text, "beside": text}
         self._seen.multi()
-        self._seen.hset(NAME, "marker", str(marker))
+        self._seen.hset(NAME, mapping=fields)
         # Flushed since we looked, or moved on by another conductor while this one stood still: the next look tells.
         with suppress(WatchError):
             self._seen.execute()
@@ -91,9 +103,10 @@ def _run_of(client: Any) -> str:
 class _OnAmqp:
     """A persistent message in a durable queue of its own, held until the next one lies there."""
 
+    others: Marker | None = None  # installations have virtual hosts of their own there
     server = ""  # what is durable outlives the server's run, and the marker is as durable as the jobs' messages
 
-    def __init__(self, channel: Any) -> None:
+    def __init__(self, channel: Any, us: str) -> None:
         self._channel = channel
         # The queue goes with a node that was reset. While it is there and empty, a conductor that stands still may
         # have the marker: RabbitMQ hands it out again when that one's connection is gone.
@@ -128,12 +141,12 @@ def _has_queue(channel: Any) -> bool:
     return True
 
 
-_PLACES: dict[str, Callable[[Any], Place]] = {"redis": _OnRedis, "amqp": _OnAmqp}
+_PLACES: dict[str, Callable[[Any, str], Place]] = {"redis": _OnRedis, "amqp": _OnAmqp}
 
 
 @contextmanager
-def place() -> Iterator[Place | None]:
-    """Where the broker keeps the marker, with what it keeps; None for a kind of broker that can keep none.
+def place(us: str) -> Iterator[Place | None]:
+    """Where the broker keeps the marker of this installation, with what it keeps; None where it can keep none.
 
     Raises ``BrokerUnavailable``.
     """
@@ -144,7 +157,7 @@ def place() -> Iterator[Place | None]:
         yield None
         return
     try:
-        here = kind(producer.channel)
+        here = kind(producer.channel, us)
         try:
             yield here
         finally:

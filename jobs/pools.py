@@ -27,6 +27,8 @@ SQLITE = (
     "Use PostgreSQL, or -P threads."
 )
 
+SPARE = 10  # connections to Redis for what is no body
+
 
 def name(instance: Any) -> str:
     """What a worker's pool is called: prefork, thread, solo, gevent."""
@@ -45,6 +47,19 @@ def refusal(instance: Any) -> str:
 def advice(instance: Any, database: Any) -> str:
     """What a worker should be told of its pool and its database; empty where they go together."""
     return SQLITE if name(instance) == "gevent" and database.vendor == "sqlite" else ""
+
+
+def widen(instance: Any) -> None:
+    """Let every greenlet acknowledge its message at the same time: kombu keeps ten connections to Redis, no more.
+
+    A message that could not be acknowledged for want of one would hold its slot for ever.
+    """
+    if name(instance) != "gevent":
+        return
+    most = max(instance.concurrency or 0, getattr(instance, "max_concurrency", None) or 0)
+    options = instance.app.conf.broker_transport_options or {}
+    wide = max(int(options.get("max_connections") or 0), most + SPARE)
+    instance.app.conf.broker_transport_options = {**options, "max_connections": wide}
 
 
 def taught(pool: Any, app: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
-from jobs import lifecycle, roll
+from jobs import epoch, lifecycle, roll
 from jobs.conf import current
 from jobs.models import Job, Leader, Worker
 
@@ -16,11 +16,11 @@ NO_CONDUCTOR = (
 
 
 def warnings() -> list[str]:
-    """Sentences about workers that have the same name, and about what does not run although jobs wait for it."""
-    alike = roll.named_alike(stale_before())
+    """Sentences about what is shared by mistake, and about what does not run although jobs wait for it."""
+    mistaken = [*filter(None, [epoch.shared()]), *roll.named_alike(stale_before())]
     if not Job.objects.filter(finished_at__isnull=True).exists():
-        return alike
-    found = alike if conductor_ticks() else [*alike, NO_CONDUCTOR]
+        return mistaken
+    found = mistaken if conductor_ticks() else [*mistaken, NO_CONDUCTOR]
     return found if worker_listens() else [*found, NO_WORKER]
 
 

@@ -58,19 +58,19 @@ def check_schedules(app_configs: Any = None, databases: Any = None, **kwargs: An
 
 
 @register(Tags.database)
-def check_workers(app_configs: Any = None, databases: Any = None, **kwargs: Any) -> list[CheckMessage]:
-    """Live workers that have the same name; with ``--database`` only."""
+def check_sharing(app_configs: Any = None, databases: Any = None, **kwargs: Any) -> list[CheckMessage]:
+    """What live processes share by mistake: a name, a broker; with ``--database`` only."""
     if not databases:
         return []
-    from jobs import lifecycle, roll
+    from jobs import epoch, lifecycle, roll
 
     try:
-        found = roll.named_alike(lifecycle.database_now() - roll.SILENT)
+        names, broker = roll.named_alike(lifecycle.database_now() - roll.SILENT), epoch.shared()
     except DatabaseError:  # the tables are not there yet
         return []
-    return [
-        warning("W014", sentence, "Start each with a name of its own: -n mail1@%h.", "workers") for sentence in found
-    ]
+    named, apart = "Start each with its own name, as in -n mail1@%h.", "Correct broker_url in one of them."
+    found: list[CheckMessage] = [warning("W014", name, named, "workers") for name in names]
+    return [*found, warning("W015", broker, apart, "broker_url")] if broker else found
 
 
 def _not_installed() -> CheckMessage:

@@ -1,6 +1,7 @@
 """The marker in the broker: what is gone from the broker, or from the database, is seen by it."""
 
-from contextlib import nullcontext, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from unittest.mock import Mock
@@ -11,6 +12,8 @@ from redis import Redis
 from redis.exceptions import ResponseError
 
 from jobs import epoch, lifecycle, marker
+from jobs.admin import health
+from jobs.checks import check_sharing
 from jobs.epoch import BEGINNING, MARGIN, Verdict, judge
 from jobs.errors import BrokerUnavailable
 from jobs.ids import new_id
@@ -43,8 +46,8 @@ def test_a_marker_tells_who_was_set_back(found: Marker | None, server: str, verd
 
 
 def test_a_marker_that_may_be_in_other_hands_is_waited_for(db: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    elsewhere = Mock(marker=None, perhaps_held=True, server="")
-    monkeypatch.setattr(marker, "place", lambda: nullcontext(elsewhere))
+    elsewhere = Mock(marker=None, others=None, perhaps_held=True, server="")
+    monkeypatch.setattr(marker, "place", lambda _: nullcontext(elsewhere))
     kept = Epoch.objects.create(broker="default", serial=7, marked_at=lifecycle.database_now())
     epoch.tick()
     kept.refresh_from_db()
@@ -197,19 +200,19 @@ class TestOnARealServer:
         client.hset(marker.NAME, "marker", copy)
         assert epoch.tick() == 1
         Epoch.objects.update(lost_until=lifecycle.database_now())
-        assert Epoch.objects.get().lost_since > fresh(old).sent_at
-        assert Epoch.objects.get().lost_since < fresh(young).sent_at
+        assert Epoch.objects.get(pk="default").lost_since > fresh(old).sent_at
+        assert Epoch.objects.get(pk="default").lost_since < fresh(young).sent_at
 
     def test_a_database_that_was_set_back_is_reported(self, client: Redis) -> None:
         epoch.tick()
-        backup = Epoch.objects.values().get()
+        backup = Epoch.objects.values().get(pk="default")
         for _ in range(3):
             epoch.tick()
         Epoch.objects.filter(pk="default").update(serial=backup["serial"], marked_at=backup["marked_at"])
         epoch.tick()
         act = Act.objects.get(verb="database set back")
         assert "may have run already" in act.reason
-        assert Epoch.objects.get().forgotten_since == backup["marked_at"]
+        assert Epoch.objects.get(pk="default").forgotten_since == backup["marked_at"]
 
     def test_a_broker_that_does_not_answer_has_lost_nothing(self, broker: RedisServer) -> None:
         epoch.tick()
@@ -299,7 +302,7 @@ class TestOnARealServer:
 
         monkeypatch.setattr(lifecycle, "database_now", overtaken)
         epoch.tick()
-        assert Epoch.objects.get().serial == 9
+        assert Epoch.objects.get(pk="default").serial == 9
         assert client.hget(marker.NAME, "marker").startswith(b"1 ")
 
 
@@ -328,3 +331,70 @@ class TestJobsWithoutARow:
     def test_everything_may_be_forgotten_where_nobody_leaves_a_mark(self) -> None:
         Epoch.objects.all().delete()
         assert epoch.is_forgotten(UUID(str(new_id())))
+
+
+@pytest.mark.django_db(transaction=True)
+class TestBesideAnotherInstallation:
+    """Two projects, one database of Redis, no prefix: a mistake that is said, and loses nothing."""
+
+    @pytest.fixture
+    def other(self, client: Redis) -> Any:
+        """Be the other installation, whose rows are elsewhere, for a block."""
+
+        @contextmanager
+        def being() -> Iterator[None]:
+            ours = list(Epoch.objects.all())
+            Epoch.objects.all().delete()
+            Epoch.objects.bulk_create(theirs)
+            yield
+            theirs[:] = list(Epoch.objects.all())
+            Epoch.objects.all().delete()
+            Epoch.objects.bulk_create(ours)
+
+        theirs: list[Epoch] = []
+        return being
+
+    def test_nobody_finds_messages_lost_because_the_other_moves_its_marker_on(self, other: Any) -> None:
+        epoch.tick()
+        with other():
+            epoch.tick()
+        job = reserved()
+        for _ in range(4):
+            assert epoch.tick() == 0
+            with other():
+                assert epoch.tick() == 0
+        assert (lost(), fresh(job).state) == (0, State.RESERVED)
+        assert Act.objects.filter(verb="broker set back").count() == 0
+
+    @pytest.mark.parametrize("first", [True, False])
+    def test_a_flush_is_seen_by_both_whoever_looks_first(self, client: Redis, other: Any, first: bool) -> None:
+        epoch.tick()
+        with other():
+            epoch.tick()
+        reserved()
+        client.flushall()
+        if first:
+            assert epoch.tick() == 1
+        with other():
+            assert epoch.tick() == 1
+        if not first:
+            assert epoch.tick() == 1
+
+    def test_both_say_so(self, other: Any, caplog: pytest.LogCaptureFixture) -> None:
+        epoch.tick()
+        assert (epoch.shared(), health.warnings()) == ("", [])
+        with other():
+            epoch.tick()
+            assert epoch.shared() == epoch.SHARED
+        epoch.tick()
+        epoch.tick()
+        assert health.warnings() == [epoch.SHARED]
+        assert [message.id for message in check_sharing(databases=["default"])] == ["jobs.W015"]
+        assert epoch.SHARED in caplog.messages
+
+    def test_one_that_has_left_is_forgotten(self, other: Any) -> None:
+        with other():
+            epoch.tick()
+        epoch.tick()
+        Epoch.objects.filter(broker=epoch.BESIDE).update(marked_at=lifecycle.database_now() - 2 * epoch.NEIGHBOUR)
+        assert epoch.shared() == ""

@@ -58,6 +58,15 @@ def test_a_body_that_a_shutdown_ends_does_not_end_the_loop_too() -> None:
     assert pools.taught(Greenlets, APP)().on_apply(body, ("job",)) == (False, None, None)
 
 
+@pytest.mark.parametrize(
+    ("pool", "given", "kept"), [("gevent", {}, 60), ("gevent", {"max_connections": 99}, 99), ("prefork", {}, None)]
+)
+def test_every_greenlet_can_acknowledge_at_once(pool: str, given: dict[str, int], kept: int | None) -> None:
+    conf = SimpleNamespace(broker_transport_options=given)
+    pools.widen(SimpleNamespace(pool_cls=pool, concurrency=50, app=SimpleNamespace(conf=conf)))
+    assert conf.broker_transport_options.get("max_connections") == kept
+
+
 class Silent:
     """A connection on which nothing comes."""
 

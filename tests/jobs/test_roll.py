@@ -11,7 +11,7 @@ import pytest
 
 from jobs import evidence, lifecycle, roll
 from jobs.admin import health
-from jobs.checks import check_workers
+from jobs.checks import check_sharing
 from jobs.models import Worker
 from jobs.roll import Entry
 from tests.platform import fresh
@@ -117,8 +117,8 @@ def test_a_worker_that_stops_strikes_its_own_row_alone(alive: int) -> None:
 
 def test_the_admin_and_the_checks_say_so(alive: int) -> None:
     report(Entry(NAME), pid=alive)
-    assert (health.warnings(), check_workers(databases=["default"])) == ([], [])
+    assert (health.warnings(), check_sharing(databases=["default"])) == ([], [])
     report(Entry(NAME))
     assert "2 live workers are called" in health.warnings()[0]
-    assert check_workers(databases=["default"])[0].id == "jobs.W014"
-    assert check_workers() == []
+    assert check_sharing(databases=["default"])[0].id == "jobs.W014"
+    assert check_sharing() == []
