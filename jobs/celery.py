@@ -14,6 +14,7 @@ from celery.app.task import Task as CeleryTask
 from celery.canvas import _chord, group  # type: ignore[attr-defined]
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
+from kombu import transport as _kombu
 
 from jobs import conf, green, publisher, ready
 from jobs.publisher import HEADER, UNTRACKED, Publisher
@@ -26,6 +27,9 @@ REQUEST_CLASS = "jobs.worker:Request"
 CONTROL_CLASS = "jobs.results:Control"
 CONSUMER_STEP = "jobs.worker:Children"
 WORKER_STEPS = ("jobs.worker:Main", "jobs.shutdown:Shutdown")
+
+REDIS = {"redis": "Transport", "rediss": "Transport", "sentinel": "SentinelTransport"}
+kombu: Any = _kombu
 
 DEFAULTS: dict[str, Any] = {
     "task_acks_late": True,
@@ -69,6 +73,7 @@ def install(app: Any) -> Any:
     app.control_cls = CONTROL_CLASS
     send_task = app.send_task
     publisher.use(Publisher(app, send_task))
+    _serve_redis()
     app.send_task = functools.partial(_send_task, app, send_task)
     app.on_after_finalize.connect(_adopt_tasks, weak=False)
     app.steps["consumer"].add(CONSUMER_STEP)
@@ -92,6 +97,19 @@ def _put_behind_the_projects_own(app: Any) -> None:
         put(app.conf)
     else:
         app.on_after_configure.connect(put, weak=False)
+
+
+def _serve_redis() -> None:
+    """Reach Redis by our transport, under the name that its URLs have: a name of its own is lost on failover URLs."""
+    for alias, name in REDIS.items():
+        if kombu.TRANSPORT_ALIASES.get(alias) == f"kombu.transport.redis:{name}":
+            kombu.TRANSPORT_ALIASES[alias] = functools.partial(_transport, name)
+            kombu._transport_cache.pop(alias, None)
+
+
+def _transport(name: str) -> str:
+    """Asked when the first connection is made: an app is made before Django's settings are."""
+    return f"jobs.broker:{name}" if conf.current().FAST_BROKER else f"kombu.transport.redis:{name}"
 
 
 def _refuse_a_second(app: Any) -> None:
@@ -169,7 +187,7 @@ def _adopt_task(task: Any) -> None:
 
 def _before_work(instance: Any, **_: Any) -> None:
     """The worker is about to start: tasks registered since the app was finalized are adopted too."""
-    from jobs import lifecycle, outage, pools, transport, worker
+    from jobs import broker, lifecycle, outage, pools, transport, worker
 
     if not getattr(instance.app, "mainstay_installed", False):
         return
@@ -185,6 +203,7 @@ def _before_work(instance: Any, **_: Any) -> None:
     _adopt_tasks(instance.app)
     outage.hurry_all(lifecycle.database())
     transport.survive()
+    broker.concurrency = lambda: instance.max_concurrency or instance.concurrency or 0
     worker.report_in_background(instance)
 
 

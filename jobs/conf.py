@@ -40,6 +40,7 @@ class Settings:
     KEEP_CANCELLED: float = math.inf
     KEEP_FAILED: float = math.inf
     QUEUES: tuple[str, ...] = field(default=())
+    FAST_BROKER: bool = True
 
 
 def current() -> Settings:
@@ -75,6 +76,10 @@ def _checked(name: str, value: Any) -> Any:
         if not isinstance(value, list | tuple | set) or not all(isinstance(queue, str) for queue in value):
             raise ImproperlyConfigured("JOBS['QUEUES'] must be a list of queue names.")
         return tuple(value)
+    if name == "FAST_BROKER":
+        if not isinstance(value, bool):
+            raise ImproperlyConfigured(f"JOBS['FAST_BROKER'] must be True or False, not {value!r}.")
+        return value
     if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
         raise ImproperlyConfigured(f"JOBS[{name!r}] must be a number above 0, not {value!r}.")
     return value

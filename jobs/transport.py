@@ -18,7 +18,7 @@ logger = logging.getLogger("jobs.worker")
 RAW = "application/x-mainstay-raw"
 
 # What kombu trips over when the content of a list is no message of its own.
-_OF_THE_CONTENT = (ValueError, TypeError, LookupError, AttributeError, RecursionError, DataError)
+OF_THE_CONTENT = (ValueError, TypeError, LookupError, AttributeError, RecursionError, DataError)
 
 
 class ForgivingQoS(redis.QoS):  # type: ignore[misc, unused-ignore]
@@ -89,7 +89,7 @@ class _Careful:
         self._popped = None
         try:
             return super()._brpop_read(**options)  # type: ignore[misc]
-        except _OF_THE_CONTENT:
+        except OF_THE_CONTENT:
             if not self._popped:
                 raise
             key, content = self._popped

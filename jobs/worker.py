@@ -18,7 +18,7 @@ from celery.worker import state as worker_state
 from celery.worker.request import Request as CeleryRequest
 from django.db import Error
 
-from jobs import gate, lifecycle, pools, rescue, shutdown, slots, strays
+from jobs import broker, gate, lifecycle, pools, rescue, shutdown, slots, strays
 from jobs.adoption import as_uuid
 from jobs.attempt import JobFailed, by_sigterm
 from jobs.consumer import careful, check_call
@@ -165,7 +165,8 @@ def _tolerant() -> Iterator[None]:
 def report(instance: Any, entry: Entry) -> None:
     """Write this worker's row."""
     first = entry.started_at is None
-    holds = {as_uuid(request.id) for request in _received(getattr(instance, "consumer", None))}
+    holds = {as_uuid(task_id) for task_id in broker.in_hand()}
+    holds |= {as_uuid(request.id) for request in _received(getattr(instance, "consumer", None))}
     pool = pools.name(instance)
     entry.write({
         "pid": os.getpid(), "seen_at": lifecycle.database_now(), "holds": sorted(holds),

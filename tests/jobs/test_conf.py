@@ -8,7 +8,7 @@ from django.test import override_settings
 
 from jobs import conf
 
-NUMBERS = [f.name for f in fields(conf.Settings) if f.name != "QUEUES"]
+NUMBERS = [f.name for f in fields(conf.Settings) if f.name not in ("QUEUES", "FAST_BROKER")]
 
 
 def test_an_empty_dictionary_means_the_defaults():
@@ -45,6 +45,12 @@ def test_a_number_that_is_none_or_not_above_zero_is_refused(name, value):
 def test_queues_that_are_no_list_of_names_are_refused(value):
     with pytest.raises(ImproperlyConfigured, match="must be a list of queue names"):
         conf.read({"QUEUES": value})
+
+
+@pytest.mark.parametrize("value", ["no", 0, 1, None])
+def test_a_choice_that_is_neither_true_nor_false_is_refused(value):
+    with pytest.raises(ImproperlyConfigured, match=r"JOBS\['FAST_BROKER'\] must be True or False, not"):
+        conf.read({"FAST_BROKER": value})
 
 
 @pytest.mark.parametrize("value", [None, [], "LEASE", 5])
