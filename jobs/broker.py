@@ -230,9 +230,12 @@ class QoS(ForgivingQoS):
                 return
 
     def reject(self, delivery_tag: Any, requeue: bool = False) -> None:
-        """Give a message back as the next in line, or forget it."""
+        """Forget a message, or give it back: as the next in line where a worker of ours does, else as the last."""
         self.settle()
-        super().reject(delivery_tag, requeue)
+        if requeue and concurrency is None:
+            super(ForgivingQoS, self).reject(delivery_tag, requeue=True)
+        else:
+            super().reject(delivery_tag, requeue)
 
     def restore_visible(self, *args: Any, **kwargs: Any) -> Any:
         """Give back what nobody has acknowledged for long, after what we have."""
@@ -253,12 +256,12 @@ class QoS(ForgivingQoS):
         return super().restore_unacked_once(stderr)
 
 
-class _Fast:
-    """Over kombu's channel: many messages in one step."""
+class Channel(redis.Channel):  # type: ignore[misc, unused-ignore]
+    """A channel to Redis: many messages in one step."""
 
     QoS: Any = QoS
 
-    _kept: Any = None
+    _kept: tuple[Any, Any] = (None, None)
     _windowed = False
     _unanswered = False
     _scripts = True
@@ -275,6 +278,7 @@ class _Fast:
         _channels.add(self)
 
     if TYPE_CHECKING:
+        qos: Any
 
         def __getattr__(self, name: str) -> Any: ...
 
@@ -284,10 +288,11 @@ class _Fast:
         """One client for all commands: it is safe among threads, and its pool of connections knows of forks."""
         if asynchronous:
             return super()._create_client(True)  # type: ignore[misc]
-        kept = self._kept
-        if kept is None or kept.connection_pool is not self.pool:
-            kept = self._kept = super()._create_client()  # type: ignore[misc]
-        return kept
+        pool, (kept_pool, client) = self.pool, self._kept
+        if client is None or kept_pool is not pool:
+            client = super()._create_client()  # type: ignore[misc]
+            self._kept = (pool, client)
+        return client
 
     # --- What may be done together ---
 
@@ -317,14 +322,14 @@ class _Fast:
 
     def basic_qos(self, *args: Any, **kwargs: Any) -> None:
         """How many messages may be held."""
-        super().basic_qos(*args, **kwargs)  # type: ignore[misc]
+        super().basic_qos(*args, **kwargs)
         self._windowed = True
 
     def basic_consume(self, queue: str, no_ack: bool, *args: Any, **kwargs: Any) -> Any:
         """Begin to consume. Where nobody acknowledges, nothing must be noted: that is left to kombu."""
         if no_ack and queue not in self._fanout_queues:
             self._unanswered = True
-        return super().basic_consume(queue, no_ack, *args, **kwargs)  # type: ignore[misc]
+        return super().basic_consume(queue, no_ack, *args, **kwargs)
 
     def _basic_cancel(self, consumer_tag: str) -> Any:
         cancelled = super()._basic_cancel(consumer_tag)  # type: ignore[misc]
@@ -570,39 +575,30 @@ class _Fast:
                 self._abandon()
             self.qos.settle()
             self.give_back_waiting()
-        super().close()  # type: ignore[misc]
+        super().close()
 
     def _after_fork(self) -> None:
-        self._kept = None
+        self._kept = (None, None)
         super()._after_fork()  # type: ignore[misc]
 
 
-class Channel(_Fast, redis.Channel):  # type: ignore[misc, unused-ignore]
-    """A channel to Redis."""
-
-
-class SentinelChannel(_Fast, redis.SentinelChannel):  # type: ignore[misc, unused-ignore]
+class SentinelChannel(Channel, redis.SentinelChannel):  # type: ignore[misc, unused-ignore]
     """A channel to the Redis that the sentinels name."""
 
 
-class _Looping:
-    """Over kombu's transport: it knows its event loop."""
+class Transport(redis.Transport):  # type: ignore[misc, unused-ignore]
+    """Kombu's transport for ``redis://`` and ``rediss://``, which knows its event loop."""
 
+    Channel = Channel
     loop: Any = None
 
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:
         """From now on, this loop sees to what the channels do."""
         self.loop = loop
-        super().register_with_event_loop(connection, loop)  # type: ignore[misc]
+        super().register_with_event_loop(connection, loop)
 
 
-class Transport(_Looping, redis.Transport):  # type: ignore[misc, unused-ignore]
-    """Kombu's transport for ``redis://`` and ``rediss://``."""
-
-    Channel = Channel
-
-
-class SentinelTransport(_Looping, redis.SentinelTransport):  # type: ignore[misc, unused-ignore]
+class SentinelTransport(Transport, redis.SentinelTransport):  # type: ignore[misc, unused-ignore]
     """Kombu's transport for ``sentinel://``."""
 
     Channel = SentinelChannel

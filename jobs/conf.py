@@ -39,8 +39,8 @@ class Settings:
     KEEP_COMPLETED: float = math.inf
     KEEP_CANCELLED: float = math.inf
     KEEP_FAILED: float = math.inf
-    QUEUES: tuple[str, ...] = field(default=())
     FAST_BROKER: bool = True
+    QUEUES: tuple[str, ...] = field(default=())
 
 
 def current() -> Settings:
