@@ -104,7 +104,9 @@ for first = 3, #KEYS, queues do
     if taken[queue] > 0 then redis.call('LTRIM', KEYS[first + queue - 1], 0, -taken[queue] - 1) end
   end
 end
-if wanted <= 0 and readable then answer[1] = 1 end
+if wanted <= 0 and readable then
+  for list = 3, #KEYS do if redis.call('LLEN', KEYS[list]) > 0 then answer[1] = 1 break end end
+end
 return answer
 """
 
