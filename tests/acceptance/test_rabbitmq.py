@@ -4,6 +4,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +164,8 @@ Completed = Callable[..., None]
 
 
 @pytest.mark.parametrize(
-    ("kind", "pool"), [("classic", "prefork"), ("quorum", "prefork"), ("classic", "threads"), ("quorum", "threads")]
+    ("kind", "pool"),
+    [*product(("classic", "quorum"), ("prefork", "threads")), ("quorum", "gevent")],
 )
 def test_a_job_lives_its_whole_life_on_rabbitmq(
     request: pytest.FixtureRequest, rabbitmq: Any, kind: Kind, pool: str, platform_on: Any, committed: None,

@@ -329,12 +329,14 @@ def obedient(self: Any) -> None:
 
 @task(retry_policy=QUICK)
 def deaf(how: str, seconds: int = 30) -> None:
-    """Do not stop when told to: swallow it, or be in C code that lets other threads run, or lets none."""
+    """Do not stop when told to: swallow it, compute, or be in C code that lets other threads run, or lets none."""
     witness(f"start:{how}:{os.getpid()}")
     until = time.monotonic() + seconds
     while how == "swallow" and time.monotonic() < until:
         with suppress(BaseException):
             time.sleep(0.05)
+    while how == "computing" and time.monotonic() < until:
+        sum(range(10_000))
     if how == "in C":
         hashlib.pbkdf2_hmac("sha256", b"", b"", seconds * 2_000_000)
     if how == "holding the interpreter in the end":

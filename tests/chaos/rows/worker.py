@@ -52,6 +52,31 @@ def main_killed(stage: Stage) -> None:
     stage.require(stage.recovery_s <= stage.lease + 5, "runs again within the lease and five seconds")
 
 
+@row(198, "worker with gevent SIGKILL, its bodies all waiting", must="rescued within the lease", brokers=BOTH)
+def greenlets_killed(stage: Stage) -> None:
+    stage.start(pool="gevent", concurrency=20)
+    stage.enqueue(stage.scaled(60, 40), seconds=1.5)
+    stage.wait_running(20)
+    stage.worker.kill_main()
+    stage.start_worker(pool="gevent", concurrency=20)
+    stage.settle()
+    stage.require(stage.recovery_s <= stage.lease + 5, "runs again within the lease and five seconds")
+
+
+@row(199, "worker with gevent SIGSTOP past its lease, then SIGCONT", must="late result fenced off", brokers=BOTH)
+def greenlets_frozen(stage: Stage) -> None:
+    stage.start(pool="gevent", concurrency=20)
+    numbers = stage.enqueue(20, seconds=6, how="deaf", until=2)
+    stage.wait_running(20)
+    frozen = stage.worker
+    frozen.freeze()
+    stage.start_worker(pool="gevent", concurrency=20)
+    stage.wait_begun(numbers, times=2)
+    frozen.thaw()
+    stage.settle()
+    stage.wait(lambda: stage.idle_since(2), "the thawed bodies are over", 30)
+
+
 @row(18, "whole host dies", must="rescued within the lease by another host", brokers=BOTH)
 def host_dies(stage: Stage) -> None:
     stage.start()
