@@ -65,6 +65,7 @@ def test_a_connection_to_the_broker_goes_on(broker: RedisServer) -> None:
 def test_what_others_left_is_not_taken_when_the_broker_failed(broker: RedisServer) -> None:
     """It is as stale as the one that was just given up."""
     sender = publisher.in_use()
-    in_a_thread(lambda: (sender.reached(), sender.rest()))
+    for act in (sender.reached, sender.rest):
+        act()
     sender.forget()
     assert sender._rested() is None
