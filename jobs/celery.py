@@ -13,6 +13,7 @@ from celery import signals
 from celery.app.task import Task as CeleryTask
 from celery.canvas import _chord, group  # type: ignore[attr-defined]
 from django.core.exceptions import ImproperlyConfigured
+from django.core.signals import request_finished
 from django.db import connections
 from kombu import transport as _kombu
 
@@ -84,6 +85,7 @@ def install(app: Any) -> Any:
     signals.task_prerun.connect(_take_connections, weak=False, dispatch_uid="mainstay take")
     signals.task_prerun.connect(_mend_connections, weak=False, dispatch_uid="mainstay")
     signals.task_postrun.connect(_leave_connections, weak=False, dispatch_uid="mainstay leave")
+    request_finished.connect(_leave_the_broker, weak=False, dispatch_uid="mainstay leave")
     return app
 
 
@@ -229,6 +231,12 @@ def _leave_connections(sender: Any, **_: Any) -> None:
         from jobs import kept
 
         kept.leave()
+
+
+def _leave_the_broker(sender: Any, **_: Any) -> None:
+    """A web server of gevent's has a greenlet for each request: the next one need not connect to the broker again."""
+    if green.threads():
+        publisher.in_use().rest()
 
 
 def _mend_connections(sender: Any, **_: Any) -> None:

@@ -7,6 +7,7 @@ on while a body computes (leases, the clock, the end of a shutdown) is a thread 
 from __future__ import annotations
 
 import atexit
+import os
 import sys
 import threading
 import time
@@ -97,6 +98,7 @@ class _Thread:
 
 _running: set[_Thread] = set()
 _ending = False
+os.register_at_fork(after_in_child=_running.clear)  # its parent's threads are not there
 
 
 @atexit.register

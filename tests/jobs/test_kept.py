@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from django.core.signals import request_finished
 from django.db import connections
 
 from jobs import kept, publisher
@@ -60,6 +61,20 @@ def test_a_connection_to_the_broker_goes_on(broker: RedisServer) -> None:
 
     first = in_a_thread(used)
     assert in_a_thread(used) is first
+
+
+def test_a_request_leaves_its_connection_to_the_broker_to_the_next(
+    broker: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobs.green.threads", lambda: True)
+
+    def requested() -> Any:
+        producer = publisher.in_use().reached()
+        request_finished.send(sender=object)
+        return producer
+
+    first = in_a_thread(requested)
+    assert in_a_thread(requested) is first
 
 
 def test_what_others_left_is_not_taken_when_the_broker_failed(broker: RedisServer) -> None:
