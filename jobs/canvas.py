@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from celery.canvas import maybe_signature
+from celery.canvas import Signature, maybe_signature
 
 from jobs import payload, publisher
 from jobs.conf import current as settings
@@ -41,6 +41,16 @@ def _listed(value: Any) -> list[Any]:
 def signature(content: Any) -> Any:
     """A signature of the app from what was kept of it."""
     return maybe_signature(content, app=publisher.in_use().app)
+
+
+def is_signature(value: Any) -> bool:
+    """Whether this is a signature, of whatever kind."""
+    return isinstance(value, Signature)
+
+
+def kind_of(signature: Any) -> str:
+    """What a signature is a canvas of (``chain``, ``group``, ``chord``); empty for that of one task."""
+    return str(signature.get("subtask_type") or "")
 
 
 def ends(signatures: Any) -> Iterator[Any]:

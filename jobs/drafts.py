@@ -116,13 +116,30 @@ def draft(
 
     Raises ``PayloadError``, ``KeyCannotBeMade`` or ``OptionError``; nothing is left behind.
     """
-    options.check_names(name, given)
     says = declaration(name, task)
+    job = outline(says, given, app_timezone, handed_on=handed_on)
+    fill(job, says, _payload(name, args, kwargs), given.get("key"), handed_on=handed_on)
+    return job
+
+
+def outline(says: Declaration, given: dict[str, Any], app_timezone: Any, *, handed_on: bool = False) -> Job:
+    """All of a row but its payload and its key. Raises ``OptionError``."""
+    options.check_names(says.name, given)
     job = _blank(says, given)
     _time(job, given, app_timezone, late=handed_on)
     job.queue = _queue(given, says)
     job.delivery = _delivery(given)
-    fill(job, says, _payload(name, args, kwargs), given.get("key"), handed_on=handed_on)
+    return job
+
+
+def another(outlined: Job) -> Job:
+    """A new job with the same outline."""
+    job, job_id = Job.__new__(Job), new_id()
+    job.__dict__.update(outlined.__dict__, _state=ModelState(), id=job_id)
+    if outlined.root_id == outlined.id:
+        job.root_id = job_id
+        if outlined.correlation_id == str(outlined.id):
+            job.correlation_id = str(job_id)
     return job
 
 

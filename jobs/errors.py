@@ -8,6 +8,9 @@ from datetime import timedelta
 class JobsError(Exception):
     """Anything that Mainstay refuses; the message says what to do instead."""
 
+    item: int | None = None
+    """Of a bulk, which item was refused, counted from 0."""
+
 
 class PayloadError(JobsError, TypeError):
     """A payload that does not fit its task, is not JSON, or is too large."""

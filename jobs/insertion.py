@@ -159,6 +159,8 @@ def many(jobs: Sequence[Job], connection: BaseDatabaseWrapper) -> tuple[str, lis
 
     What all rows have alike is given once, the rest as one list for each column.
     """
+    if len(jobs) == 1:
+        return one(jobs[0], connection)
     rows = [job.__dict__ for job in jobs]
     shape = ""
     alike: list[Any] = []

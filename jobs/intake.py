@@ -41,7 +41,7 @@ def enqueue(name: str, task: Any, args: Any, kwargs: Any, options: dict[str, Any
 
     Raises a ``JobsError`` for what is wrong with the call; then nothing is left behind.
     """
-    _warn_of_foreign_transaction()
+    warn_of_foreign_transaction()
     says = drafts.declaration(name, task)
     try:
         late = successors.dispatching()
@@ -137,7 +137,7 @@ def fail(job: Job, reason: str, error: JobsError) -> bool:
     return True
 
 
-def _warn_of_foreign_transaction() -> None:
+def warn_of_foreign_transaction() -> None:
     """Say so when the caller's transaction is not the one that the job commits with."""
     home = lifecycle.alias()
     others = [c.alias for c in connections.all(initialized_only=True) if c.in_atomic_block and c.alias != home]

@@ -2,29 +2,61 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from datetime import timedelta
 from uuid import UUID
 
 from jobs import lifecycle
 from jobs.idempotency import KeyScope
-from jobs.models import Key
+from jobs.models import Job, Key
+
+# Unless somebody holds it for longer than until now.
+_TAKE_OVER = (
+    "ON CONFLICT (task, key) DO UPDATE SET job_id = excluded.job_id, expires_at = excluded.expires_at "
+    f"WHERE {Key._meta.db_table}.expires_at <="
+)
+
+
+def _table() -> str:
+    return Key._meta.db_table
 
 
 def take(task: str, key: str, job_id: UUID, scope: KeyScope) -> UUID:
     """Hold ``key`` for ``job_id``; return whose it is: ours, or the job that had it first."""
     connection = lifecycle.database()
-    table, mine = Key._meta.db_table, Key._meta.get_field("job_id").get_db_prep_value(job_id, connection)
+    mine = lifecycle.prepared("id", job_id)
     until = lifecycle.clock_sql(scope) if isinstance(scope, timedelta) else "NULL"
     sql = (
-        f"INSERT INTO {table} (task, key, job_id, expires_at) VALUES (%s, %s, %s, {until}) "
-        "ON CONFLICT (task, key) DO UPDATE SET job_id = excluded.job_id, expires_at = excluded.expires_at "
-        f"WHERE {table}.expires_at <= {lifecycle.clock_sql()}"
+        f"INSERT INTO {_table()} (task, key, job_id, expires_at) VALUES (%s, %s, %s, {until}) "
+        f"{_TAKE_OVER} {lifecycle.clock_sql()}"
     )
     with connection.cursor() as cursor:
         cursor.execute(sql, [task, key, mine])
         if cursor.rowcount == 1:
             return job_id
     return Key.objects.using(connection.alias).get(task=task, key=key).job_id
+
+
+def take_many(jobs: Sequence[Job], scope: KeyScope) -> dict[str, UUID]:
+    """Hold the keys of jobs of one task, each of which has another, in this order; return whose each key is."""
+    connection, task = lifecycle.database(), jobs[0].task
+    postgresql = connection.vendor == "postgresql"
+    source = "unnest(%s::text[], %s::uuid[]) AS u(key, job)" if postgresql else "json_each(%s) AS u"
+    key, job = ("u.key", "u.job") if postgresql else ("json_extract(u.value, '$[0]')", "json_extract(u.value, '$[1]')")
+    until = lifecycle.clock_sql(scope) if isinstance(scope, timedelta) else "NULL"
+    sql = (
+        f"INSERT INTO {_table()} (task, key, job_id, expires_at) SELECT %s, {key}, {job}, {until} "
+        f"FROM {source} WHERE true {_TAKE_OVER} {lifecycle.clock_sql()}"
+    )
+    keys, ids = [str(job.key) for job in jobs], [lifecycle.prepared("id", job.pk) for job in jobs]
+    given = [keys, ids] if postgresql else [json.dumps(list(zip(keys, ids, strict=True)))]
+    with connection.cursor() as cursor:
+        cursor.execute(sql, [task, *given])
+        if cursor.rowcount == len(jobs):
+            return {str(job.key): job.pk for job in jobs}
+    held = Key.objects.using(connection.alias).filter(task=task, key__in=keys)
+    return dict(held.values_list("key", "job_id"))
 
 
 def release(job_id: UUID) -> None:

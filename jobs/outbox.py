@@ -54,7 +54,7 @@ def record(job: Job, scope: KeyScope, *, sent: bool = False) -> UUID:
     With ``sent`` its message is on its way already.
     """
     if not sent:
-        _place(job)
+        place(job)
     owner = _insert(job, scope)
     if owner == job.pk:
         if job.state == State.RESERVED and not sent:
@@ -63,7 +63,7 @@ def record(job: Job, scope: KeyScope, *, sent: bool = False) -> UUID:
     return owner
 
 
-def _place(job: Job) -> None:
+def place(job: Job) -> None:
     """Decide where a draft starts: reserved, or pending with a reason."""
     fanin_id = _held_for.get()
     if fanin_id is not None:
