@@ -51,18 +51,18 @@ class Message:
     declares: tuple[Any, ...]
 
 
-def asked(job: Job, priority: int, **in_return: Any) -> dict[str, Any]:
-    """What ``send_task`` is asked for, to send a job's message."""
-    content = payload.decode(job.payload)
+def asked(job: Job, priority: int, in_return: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``send_task`` is asked for, to send a job's message; ``in_return`` is what the broker shall answer."""
+    content, job_id = payload.decode(job.payload), str(job.pk)
     carried = payload.from_json(job.delivery) if job.delivery else {}
     headers = {
         **(carried.pop("headers", None) or {}),
-        HEADER: {"job": str(job.pk), "correlation_id": job.correlation_id},
+        HEADER: {"job": job_id, "correlation_id": job.correlation_id},
     }
     if not carried.get("exchange"):
         carried |= {"queue": job.queue, **in_return}
     return {
-        **carried, "name": job.task, "args": content.args, "kwargs": content.kwargs, "task_id": str(job.pk),
+        **carried, "name": job.task, "args": content.args, "kwargs": content.kwargs, "task_id": job_id,
         "headers": headers, "priority": priority, "root_id": _text(job.root_id),
         "parent_id": _text(job.parent_id), "group_id": _text(job.group_id), "group_index": job.group_index,
         "time_limit": job.time_limit, "soft_time_limit": job.soft_time_limit, "expires": None,
@@ -123,7 +123,7 @@ class Maker:
         told = (signals.before_task_publish, signals.after_task_publish, signals.task_sent)
         return any(signal.receivers for signal in told) or bool(self.app.conf.task_send_sent_event)
 
-    def made(self, asked: dict[str, Any], send_task: SendTask, connection: Any, *, watched: bool) -> list[Message]:
+    def made(self, asked: dict[str, Any], send_task: SendTask, connection: Any, watched: bool) -> list[Message]:
         """What is to be published: one message, and where that is asked for, an event that tells of it."""
         message = None if watched else self.copied(asked, send_task, connection)
         return [message] if message is not None else _collected(asked, send_task, connection)

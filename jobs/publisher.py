@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -26,8 +28,8 @@ if TYPE_CHECKING:
 UNTRACKED = {"tracked": False}
 
 # Ours count down to 0 as the most urgent; brokers disagree: 0 on Redis, 9 on RabbitMQ.
-_REDIS = {Priority.CRITICAL: 0, Priority.HIGH: 3, Priority.NORMAL: 6, Priority.LOW: 9}
-_AMQP = {Priority.CRITICAL: 9, Priority.HIGH: 6, Priority.NORMAL: 3, Priority.LOW: 0}
+_REDIS: dict[int, int] = {Priority.CRITICAL: 0, Priority.HIGH: 3, Priority.NORMAL: 6, Priority.LOW: 9}
+_AMQP: dict[int, int] = {Priority.CRITICAL: 9, Priority.HIGH: 6, Priority.NORMAL: 3, Priority.LOW: 0}
 
 # What transports count among the broker's failures for the sake of their consumers. To a sender an unknown queue
 # (a KeyError), and a queue or an exchange that RabbitMQ has not, or has otherwise, are faults of the one message.
@@ -42,6 +44,34 @@ AT_ONCE = 250
 PATIENCE = 4
 
 
+@dataclass(slots=True)
+class Way:
+    """A thread's connection to the broker, and what is known of it."""
+
+    producer: Any
+    on_amqp: bool
+    in_return: dict[str, Any]
+    pid: int = field(default_factory=os.getpid)
+    declared: dict[int, Any] = field(default_factory=dict)
+
+    def declare(self, entity: Any) -> None:
+        """Declare a queue unless it was; kombu knows it too, and takes long to say so."""
+        if self.declared.get(id(entity)) is not entity:
+            self.producer.maybe_declare(entity)
+            if entity.can_cache_declaration:
+                self.declared[id(entity)] = entity
+
+    def priority(self, priority: int) -> int:
+        """One of our priorities as the broker's."""
+        return (_AMQP if self.on_amqp else _REDIS)[priority]
+
+    def close(self) -> None:
+        """Throw it away, because it is broken."""
+        with suppress(Exception):
+            # Only the socket is closed: RabbitMQ would be asked to say goodbye, and it may not answer.
+            self.producer.connection.collect() if self.on_amqp else self.producer.close()
+
+
 class Publisher:
     """One Celery app's way to the broker: kept connections, short time-outs, no retries inline."""
 
@@ -49,8 +79,8 @@ class Publisher:
         self.app = app
         self._send_task = send_task
         self._maker = Maker(app)
-        self._kept = threading.local()
-        self._resting: list[Any] = []
+        self._here = threading.local()
+        self._resting: list[Way] = []
         self._paused_until = 0.0
 
     @property
@@ -79,8 +109,8 @@ class Publisher:
         job's own fault, and the others go.
         """
         failed: Failures = {}
+        started, kept = time.monotonic(), self._way_here() is not None
         made = self._made(jobs, failed)
-        started, kept = time.monotonic(), self._producer_here() is not None
         again = self._send_all(made, started)
         if again and kept and time.monotonic() - started < conf.current().SEND_TIMEOUT / 2:
             again = self._send_all([(job, parcel) for job, parcel in made if job.pk in again], started)
@@ -96,14 +126,14 @@ class Publisher:
         all of them otherwise.
         """
         try:
-            channel = self._producer().channel
+            channel = self._way().producer.channel
             if priority is not None and hasattr(channel, "_q_for_pri"):
-                lists = {channel._q_for_pri(queue, self._priority(one)) for one in (priority, _sooner(priority))}
+                lists = {channel._q_for_pri(queue, self._way().priority(one)) for one in (priority, _sooner(priority))}
                 return sum(int(channel.client.llen(one)) for one in lists)
             declared = channel.queue_declare(queue=queue, passive=True)
             return int(declared.message_count)
         except ChannelError as error:
-            if self._on_amqp:
+            if self._way().on_amqp:
                 self.forget()  # RabbitMQ has closed the channel
             if error.code == 404 or "NOT_FOUND" in str(error):
                 return 0  # Redis keeps no empty list; on RabbitMQ the queue itself is gone
@@ -115,29 +145,25 @@ class Publisher:
     def forget(self) -> None:
         """Drop this thread's connection; the next message opens a new one."""
         self._resting.clear()  # what is broken here is so there
-        producer, self._kept.producer = self._producer_here(), None
-        if producer is not None:
-            with suppress(Exception):  # it is being thrown away because it is broken
-                # Only the socket is closed: RabbitMQ would be asked to say goodbye, and it may not answer.
-                producer.connection.collect() if self._on_amqp else producer.close()
+        way, self._here.way = self._way_here(), None
+        if way is not None:
+            way.close()
+
 
     def rest(self) -> None:
         """Leave the connection of a thread or greenlet that is about to end to the next one that has none."""
-        producer, self._kept.producer = self._producer_here(), None
-        if producer is not None:
-            self._resting.append((os.getpid(), producer))
+        way, self._here.way = self._way_here(), None
+        if way is not None:
+            self._resting.append(way)
 
-    def _rested(self) -> Any:
-        """A connection that was left to whoever needs one, None if there is none."""
-        with suppress(IndexError):
-            pid, producer = self._resting.pop()
-            if pid == os.getpid():
-                self._kept.producer, self._kept.pid = producer, pid
-                return producer
-        return None
+    def reached(self) -> Any:
+        """This thread's producer, connected. Raises ``BrokerUnavailable``."""
+        return self._reached().producer
+
+    # --- One ---
 
     def _send_fresh_or_kept(self, job: Job) -> None:
-        started, kept = time.monotonic(), self._producer_here() is not None
+        started, kept = time.monotonic(), self._way_here() is not None
         try:
             self._send(job)
         except (BrokerUnavailable, Unsendable):
@@ -148,54 +174,51 @@ class Publisher:
 
     def _send(self, job: Job) -> None:
         """Try once, and keep no connection on which anything failed."""
-        producer = self.reached()
+        way = self._reached()
         try:
-            self._send_declaring(self._asked(job), producer)
+            self._send_declaring(self._asked(job, way), way)
         except Exception as error:
             self.forget()
-            raise self._judged(error, producer) from _unwrapped(error)
+            raise _judged(error, way) from _unwrapped(error)
 
-    def _send_declaring(self, message: dict[str, Any], producer: Any) -> None:
+    def _send_declaring(self, message: dict[str, Any], way: Way) -> None:
         """Send, and once more when it turns out that RabbitMQ does not have the queue."""
         try:
-            self._send_made(message, producer)
+            self._send_made(message, way)
         except ChannelError as returned:
-            if not self._leads_nowhere(returned, message):
+            if not _leads_nowhere(returned, message, way):
                 raise
             self._send_made(message, self._declared(message["queue"]))
 
-    def _send_made(self, message: dict[str, Any], producer: Any) -> None:
+    def _send_made(self, message: dict[str, Any], way: Way) -> None:
         """Send a copy of a message like it, or let Celery make it."""
-        copy = None if self._maker.watched else self._maker.copied(message, self._send_task, producer.connection)
+        connection = way.producer.connection
+        copy = None if self._maker.watched else self._maker.copied(message, self._send_task, connection)
         if copy is None:
-            self._send_task(**message, producer=producer)
+            self._send_task(**message, producer=way.producer)
         else:
-            self._put(copy, producer)
+            _put(way, copy, way.producer)
 
-    def _put(self, message: Message, producer: Any) -> None:
-        for entity in message.declares:
-            self._declare(entity, producer)
-        producer.publish(message.body, declare=[], **message.options)
-
-    def _declare(self, entity: Any, producer: Any) -> None:
-        """Declare a queue where this connection did not; kombu knows it too, and takes long to say so."""
-        if self._kept.declared.get(id(entity)) is not entity:
-            producer.maybe_declare(entity)
-            if entity.can_cache_declaration:
-                self._kept.declared[id(entity)] = entity
+    def _declared(self, queue: str) -> Way:
+        """A fresh connection, once the queue is there: nobody has declared it so far, or it was deleted."""
+        self.forget()  # a late confirmation on the old channel could be taken for that of the next message
+        way = self._reached()
+        self.app.amqp.queues[queue](way.producer.channel).declare()
+        return way
 
     # --- Many ---
 
-    def _made(self, jobs: Sequence[Job], failed: dict[UUID, Any]) -> list[tuple[Job, Parcel]]:
+    def _made(self, jobs: Sequence[Job], failed: Failures) -> list[tuple[Job, Parcel]]:
         """The messages of jobs, but for those that cannot be made; these are noted as failed."""
         made: list[tuple[Job, Parcel]] = []
-        watched = self._maker.watched
+        watched, way = self._maker.watched, None
         for job in jobs:
             try:
-                connection = self._producer().connection
-                made.append((job, self._maker.made(self._asked(job), self._send_task, connection, watched=watched)))
+                way = way or self._way()
+                connection = way.producer.connection
+                made.append((job, self._maker.made(self._asked(job, way), self._send_task, connection, watched)))
             except Exception as error:
-                failed[job.pk] = self._judged(error, None)
+                failed[job.pk] = _judged(error, way)
         return made
 
     def _send_all(self, made: Sequence[tuple[Job, Parcel]], started: float) -> Failures:
@@ -214,25 +237,16 @@ class Publisher:
 
     def _send_slice(self, made: Sequence[tuple[Job, Parcel]], until: float) -> Failures:
         try:
-            producer = self.reached()
+            way = self._reached()
         except BrokerUnavailable as error:
             return {job.pk: error for job, _ in made}
-        failed = self._sent(producer, [parcel for _, parcel in made])
+        failed = _sent(way, [parcel for _, parcel in made])
         if failed:
             self.forget()
-        judged = {made[place][0].pk: self._judged(error, producer) for place, error in failed.items()}
-        if self._on_amqp:
+        judged = {made[place][0].pk: _judged(error, way) for place, error in failed.items()}
+        if way.on_amqp:
             self._one_by_one([made[p][0] for p in sorted(failed) if isinstance(failed[p], ChannelError)], judged, until)
         return judged
-
-    def _sent(self, producer: Any, parcels: Sequence[Parcel]) -> Failed:
-        if self._on_amqp:
-            return batches.confirmed(producer, parcels, self._put, conf.current().SEND_TIMEOUT)
-
-        def gone(error: Exception) -> bool:
-            return isinstance(self._judged(error, producer), BrokerUnavailable)
-
-        return batches.pipelined(producer, parcels, self._put, gone)
 
     def _one_by_one(self, jobs: Iterable[Job], failed: Failures, until: float) -> None:
         """Send again what RabbitMQ gave back, or dropped with the channel that it closed for one message's sake."""
@@ -251,79 +265,83 @@ class Publisher:
 
     # --- The broker ---
 
-    def _judged(self, raised: Exception, producer: Any) -> BrokerUnavailable | Unsendable:
-        """Whose fault an error is: the broker's, or that of the one message."""
-        error = _unwrapped(raised)
-        known = _failures_of(producer or self._producer())
-        unavailable = isinstance(error, known) and not isinstance(error, _OF_THE_MESSAGE)
-        judged = (BrokerUnavailable if unavailable else Unsendable)(_sentence(error))
-        judged.__cause__ = error
-        return judged
-
     def _pause(self) -> None:
         self._paused_until = time.monotonic() + conf.current().SEND_PAUSE
 
-    def _leads_nowhere(self, error: ChannelError, message: dict[str, Any]) -> bool:
-        """Whether RabbitMQ gave a message back because its queue, or the exchange before it, is not there."""
-        return self._on_amqp and "queue" in message and error.reply_code in (NO_ROUTE, NotFound.code)
+    def _asked(self, job: Job, way: Way) -> dict[str, Any]:
+        """What ``send_task`` is to be given."""
+        return asked(job, way.priority(_urgency(job)), way.in_return)
 
-    def _declared(self, queue: str) -> Any:
-        """A fresh producer, once the queue is there: nobody has declared it so far, or it was deleted."""
-        self.forget()  # a late confirmation on the old channel could be taken for that of the next message
-        producer = self.reached()
-        self.app.amqp.queues[queue](producer.channel).declare()
-        return producer
-
-    def reached(self) -> Any:
-        """This thread's producer, connected. Raises ``BrokerUnavailable``."""
+    def _reached(self) -> Way:
+        """This thread's connection, open. Raises ``BrokerUnavailable``."""
         try:
-            producer = self._producer()
-            producer.channel  # noqa: B018  (connects)
-            return producer
+            way = self._way()
+            way.producer.channel  # noqa: B018  (connects)
+            return way
         except Exception as error:
             self.forget()
             raise BrokerUnavailable(_sentence(error)) from error
 
-    def _asked(self, job: Job) -> dict[str, Any]:
-        """What ``send_task`` is to be given."""
-        return asked(job, self._priority(_urgency(job)), **self._in_return())
-
-    def _in_return(self) -> dict[str, Any]:
-        """What RabbitMQ is asked for: to say at once that it has the message, or that there is no such queue.
-
-        It drops what it has no queue for, and says nothing. Queues are declared when one is missing: whoever declares
-        a queue that exists with other arguments is refused.
-        """
-        if not self._on_amqp:
-            return {}
-        seconds = conf.current().SEND_TIMEOUT
-        return {"mandatory": True, "declare": [], "timeout": seconds, "confirm_timeout": seconds}
-
-    def _producer(self) -> Any:
-        producer = self._producer_here()
-        if producer is None:
-            seconds = conf.current().SEND_TIMEOUT
+    def _way(self) -> Way:
+        way = self._way_here()
+        if way is None:
+            seconds, on_amqp = conf.current().SEND_TIMEOUT, self._is_amqp()
             limits = {"socket_timeout": seconds, "socket_connect_timeout": seconds, "max_retries": 0,
                       "read_timeout": seconds, "write_timeout": seconds, "retry_on_timeout": False}  # fmt: skip
-            if self._on_amqp:
+            if on_amqp:
                 limits["confirm_publish"] = True  # without it, RabbitMQ loses messages and says nothing
             connection = self.app.connection_for_write(connect_timeout=seconds, transport_options=limits)
             producer = self.app.amqp.Producer(connection, auto_declare=False)
-            self._kept.producer, self._kept.pid, self._kept.declared = producer, os.getpid(), {}
-        return producer
+            way = self._here.way = Way(producer, on_amqp, _in_return(seconds) if on_amqp else {})
+        return way
 
-    def _producer_here(self) -> Any:
+    def _way_here(self) -> Way | None:
+        way: Way | None = getattr(self._here, "way", None)
         # A forked child must not write to its parent's socket.
-        kept = getattr(self._kept, "producer", None) if getattr(self._kept, "pid", None) == os.getpid() else None
-        return kept or self._rested()
+        return way if way is not None and way.pid == os.getpid() else self._rested()
 
-    @property
-    def _on_amqp(self) -> bool:
+    def _rested(self) -> Way | None:
+        """A connection that was left to whoever needs one, None if there is none."""
+        with suppress(IndexError):
+            way = self._resting.pop()
+            if way.pid == os.getpid():
+                self._here.way = way
+                return way
+        return None
+
+    def _is_amqp(self) -> bool:
         url = str(self.app.conf.broker_write_url or self.app.conf.broker_url or "")
         return url.startswith(("amqp", "pyamqp"))
 
-    def _priority(self, priority: int) -> int:
-        return (_AMQP if self._on_amqp else _REDIS)[Priority(priority)]
+
+def _in_return(seconds: float) -> dict[str, Any]:
+    """What RabbitMQ is asked for: to say at once that it has the message, or that there is no such queue.
+
+    It drops what it has no queue for, and says nothing. Queues are declared when one is missing: whoever declares
+    a queue that exists with other arguments is refused.
+    """
+    return {"mandatory": True, "declare": [], "timeout": seconds, "confirm_timeout": seconds}
+
+
+def _put(way: Way, message: Message, producer: Any) -> None:
+    for entity in message.declares:
+        way.declare(entity)
+    producer.publish(message.body, declare=[], **message.options)
+
+
+def _sent(way: Way, parcels: Sequence[Parcel]) -> Failed:
+    """Send parcels together; return those that failed, by their place."""
+    put = functools.partial(_put, way)
+    if way.on_amqp:
+        return batches.confirmed(way.producer, parcels, put, conf.current().SEND_TIMEOUT)
+    return batches.pipelined(
+        way.producer, parcels, put, lambda error: isinstance(_judged(error, way), BrokerUnavailable)
+    )
+
+
+def _leads_nowhere(error: ChannelError, message: dict[str, Any], way: Way) -> bool:
+    """Whether RabbitMQ gave a message back because its queue, or the exchange before it, is not there."""
+    return way.on_amqp and "queue" in message and error.reply_code in (NO_ROUTE, NotFound.code)
 
 
 def _urgency(job: Job) -> int:
@@ -362,9 +380,18 @@ def in_use() -> Publisher:
     return _in_use
 
 
-def _failures_of(producer: Any) -> tuple[type[Exception], ...]:
+def _judged(raised: Exception, way: Way | None) -> BrokerUnavailable | Unsendable:
+    """Whose fault an error is: the broker's, or that of the one message."""
+    error = _unwrapped(raised)
+    unavailable = way is None or (isinstance(error, _failures_of(way)) and not isinstance(error, _OF_THE_MESSAGE))
+    judged = (BrokerUnavailable if unavailable else Unsendable)(_sentence(error))
+    judged.__cause__ = error
+    return judged
+
+
+def _failures_of(way: Way) -> tuple[type[Exception], ...]:
     """The errors by which a transport says that the broker failed."""
-    connection = producer.connection
+    connection = way.producer.connection
     known = (OperationalError, OSError, BrokerUnavailable, MessageNacked)
     return (*known, *connection.connection_errors, *connection.channel_errors)
 

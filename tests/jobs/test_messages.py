@@ -56,7 +56,7 @@ def compared(message: dict[str, Any]) -> str:
 
 def by_celery(sender: Publisher, job: Job) -> None:
     """Send a job's message as Celery makes it."""
-    sender._send_task(**sender._asked(job), producer=sender.reached())
+    sender._send_task(**sender._asked(job, sender._way()), producer=sender.reached())
 
 
 def recorded(*args: Any, **options: Any) -> Job:

@@ -94,7 +94,7 @@ def test_so_does_one_whose_message_cannot_be_made(delivery: str) -> None:
 
 
 def test_a_call_that_cannot_be_sent_waits_for_the_conductor(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(publisher.in_use(), "_asked", lambda job: {}["nothing"])
+    monkeypatch.setattr(publisher.in_use(), "_asked", lambda job, way: {}["nothing"])
     job = fresh(add.delay(1, 2))
     assert (job.state, job.sends) == (State.PENDING, 1)
 
