@@ -17,50 +17,86 @@ Put = Callable[[Message, Any], None]
 # Where a parcel stood in the batch, and why it may not have gone.
 Failed = dict[int, Exception]
 
-_NEVER_BY_ITSELF = 10**9
 
-
-def pipelined(producer: Any, parcels: Sequence[Parcel], put: Put, gone: Callable[[Exception], bool]) -> Failed:
+def sent(producer: Any, parcels: Sequence[Parcel], put: Put, gone: Callable[[Exception], bool]) -> Failed:
     """Send in one round trip; where the transport has no pipelines, in one for each.
 
     What makes ``gone`` true stands in the way of all that follow; other errors are those of one parcel.
     """
+    if getattr(producer.channel, "supports_batch_publish", False):
+        return _pipelined(producer, parcels, put, gone)
+    return _put_each(range(len(parcels)), parcels, lambda _, message: put(message, producer), gone)
+
+
+def _put_each(
+    places: Sequence[int], parcels: Sequence[Parcel], put: Callable[[int, Message], None],
+    gone: Callable[[Exception], bool],
+) -> Failed:  # fmt: skip
     failed: Failed = {}
-    sent = 0
+    for place in places:
+        try:
+            for message in parcels[place]:
+                put(place, message)
+        except Exception as error:
+            if gone(error):
+                return failed | dict.fromkeys(range(place, len(parcels)), error)
+            failed[place] = error
+    return failed
+
+
+def _pipelined(producer: Any, parcels: Sequence[Parcel], put: Put, gone: Callable[[Exception], bool]) -> Failed:
+    basket = _Basket(producer.channel)
+    filling = type(producer)(basket, auto_declare=False)
+
+    def into_the_basket(place: int, message: Message) -> None:
+        basket.place = place
+        put(message, filling)
+
+    failed = _put_each(range(len(parcels)), parcels, into_the_basket, gone)
     try:
-        with producer.batch(max_size=_NEVER_BY_ITSELF) as batch:
-            ends: list[int] = []
-            for place, parcel in enumerate(parcels):
-                try:
-                    for message in parcel:
-                        put(message, producer)
-                except Exception as error:
-                    if gone(error):
-                        raise
-                    failed[place] = error
-                pipeline = getattr(batch.state.session, "pipeline", None)
-                ends.append(0 if pipeline is None else len(pipeline))
-                sent = place + 1 if pipeline is None else 0
-            failed |= _refused(batch.state.session, ends)
+        return basket.sent() | failed
     except Exception as error:
-        # What was in the pipeline may have arrived, or not.
-        failed |= {place: error for place in range(sent, len(parcels)) if place not in failed}
-    return failed
+        # What was on its way may have arrived, or not.
+        return dict.fromkeys(range(len(parcels)), error) | failed
 
 
-def _refused(session: Any, ends: Sequence[int]) -> Failed:
-    """Run the pipeline; return the parcels of which the broker refused a part."""
-    failed: Failed = {}
-    if session is None:
+class _Basket:
+    """A channel that keeps the commands which would bring messages to the broker; kombu knows them, and the keys."""
+
+    def __init__(self, channel: Any) -> None:
+        self.place = 0
+        self._channel = channel
+        self._commands: list[tuple[str, list[Any], list[int]]] = []
+        self._lists: dict[Any, tuple[str, list[Any], list[int]]] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._channel, name)
+
+    def basic_publish(self, message: Any, **options: Any) -> Any:
+        """Take a message in; the channel calls ``add`` with its commands."""
+        return self._channel.basic_publish(message, _publish_batch=self, **options)
+
+    def add(self, command: str, key: Any, *values: Any) -> None:
+        """Keep a command. What goes to the same list goes with one."""
+        if command == "lpush" and key in self._lists:
+            _, arguments, places = self._lists[key]
+            arguments += values
+            places.append(self.place)
+            return
+        self._commands.append((command, [key, *values], [self.place]))
+        if command == "lpush":
+            self._lists[key] = self._commands[-1]
+
+    def sent(self) -> Failed:
+        """Bring everything to the broker at once; return the places of what it refused."""
+        failed: Failed = {}
+        with self._channel.conn_or_acquire() as client, client.pipeline(transaction=False) as pipeline:
+            for command, arguments, _ in self._commands:
+                getattr(pipeline, command)(*arguments)
+            for answer, (_, _, places) in zip(pipeline.execute(raise_on_error=False), self._commands, strict=True):
+                if isinstance(answer, Exception):
+                    failed |= dict.fromkeys(places, answer)
         return failed
-    # Not by the batch itself: it would raise the first refusal, and not say what became of the others.
-    answers, start = session.pipeline.execute(raise_on_error=False), 0
-    for place, end in enumerate(ends):
-        for answer in answers[start:end]:
-            if isinstance(answer, Exception):
-                failed[place] = answer
-        start = end
-    return failed
 
 
 def confirmed(producer: Any, parcels: Sequence[Parcel], put: Put, seconds: float) -> Failed:

@@ -22,7 +22,7 @@ class Settings:
     LEADER_LEASE: float = 5.0
     SEND_TIMEOUT: float = 1.0
     SEND_PAUSE: float = 5.0
-    RELEASE_BATCH: int = 500
+    RELEASE_BATCH: int = 1000
     PAYLOAD_LIMIT: int = 64 * 1024
     CANVAS_LIMIT: int = 1024 * 1024
     RESULT_LIMIT: int = 256 * 1024

@@ -14,6 +14,7 @@ from uuid import UUID
 
 from django.db import connections, models, router, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.models.base import ModelState
 from django.db.models.expressions import Col
 
 from jobs import clock, insertion, outage, signals
@@ -43,6 +44,12 @@ logger = logging.getLogger("jobs.lifecycle")
 
 _NO_ERROR = {"error_type": "", "error_message": "", "traceback": ""}
 _FAT = {"result", "error_message", "traceback"}
+# What a job's message is made of, what guards its next move, and by what it is in order.
+_SENDING = {
+    "id", "task", "payload", "queue", "priority", "state", "delivery", "correlation_id", "parent_id", "root_id",
+    "group_id", "group_index", "time_limit", "soft_time_limit", "due_at", "attempt", "sends", "losses",
+}  # fmt: skip
+SLICE = 1000  # ids that one statement names
 LOCK_PATIENCE = 2.0  # seconds that an act on one job of many waits for a row that somebody locked
 
 
@@ -181,20 +188,52 @@ def move_slice(
 
 def mark_sent(jobs: Sequence[Job]) -> None:
     """Note that reserved jobs are only now on their way to the broker."""
-    marks = ", ".join(["%s"] * len(jobs))
-    _update({"sent_at": NOW}, f"state = %s AND id IN ({marks})", [State.RESERVED.value, *(_id(job.pk) for job in jobs)])
+    for start in range(0, len(jobs), SLICE):
+        ids = [_id(job.pk) for job in jobs[start : start + SLICE]]
+        where = f"state = %s AND id IN ({', '.join(['%s'] * len(ids))})"
+        _update({"sent_at": NOW}, where, [State.RESERVED.value, *ids])
 
 
 def reserve_due(limit: int) -> list[Job]:
-    """Mark up to ``limit`` due jobs as reserved, most urgent first; return them to be sent."""
+    """Mark up to ``limit`` due jobs as reserved, most urgent first; return them, with what sending them takes.
+
+    Any number of processes may do it at once: each takes other jobs.
+    """
     waiting = ", ".join(f"'{state.value}'" for state in sorted(WAITING))
     due = (
         f"SELECT id FROM {_table()} WHERE finished_at IS NULL AND due_at <= {_clock()} AND state IN ({waiting}) "
         f"AND cancel_requested_at IS NULL AND {not_paused()} ORDER BY priority, due_at LIMIT {int(limit)}"
     )
-    changes = {"state": State.RESERVED, "reason": "", "sent_at": NOW, "sends": Plus(1)}
-    rows: list[Job] = _update(changes, f"state IN ({waiting}) AND {_one_of(due)}", [], returning=True)
-    return sorted(rows, key=lambda job: (job.priority, job.due_at or job.created_at))
+    names, converters = _sending(database().vendor)
+    sql = (
+        f"UPDATE {_table()} SET state = '{State.RESERVED.value}', reason = '', sent_at = {_clock()}, sends = sends + 1 "
+        f"WHERE state IN ({waiting}) AND {_one_of(due)} RETURNING {', '.join(names)}"
+    )
+    with database().cursor() as cursor:
+        cursor.execute(sql, [])
+        jobs = [_partly_loaded(names, converters, row) for row in cursor.fetchall()]
+    return sorted(jobs, key=lambda job: (job.priority, job.due_at))
+
+
+@lru_cache(maxsize=4)
+def _sending(vendor: str) -> tuple[list[str], list[tuple[str, Any, Any]]]:
+    """The columns that sending a job takes, and what the database's values of them become."""
+    fields = [field for field in Job._meta.concrete_fields if field.name in _SENDING]
+    return (
+        [str(field.column) for field in fields],
+        [(field.attname, *how) for field in fields for how in _converters(vendor, field)],
+    )
+
+
+def _partly_loaded(names: Sequence[str], converters: Sequence[tuple[str, Any, Any]], row: Sequence[Any]) -> Job:
+    """A job with some of its columns; as Django's ``from_db``, without a look at each of the others."""
+    job = Job.__new__(Job)
+    job._state = ModelState()
+    job._state.db, job._state.adding = alias(), False
+    job.__dict__.update(zip(names, row, strict=True))
+    for name, converter, expression in converters:
+        job.__dict__[name] = converter(job.__dict__[name], expression, database())
+    return job
 
 
 def _one_of(chosen: str) -> str:

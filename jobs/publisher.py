@@ -6,7 +6,7 @@ import functools
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -39,8 +39,8 @@ NO_ROUTE = 312
 # The jobs whose message may not have gone, and why.
 Failures = dict[UUID, BrokerUnavailable | Unsendable]
 
-# How many messages go out in one round trip, and how many times ``SEND_TIMEOUT`` many of them may take together.
-AT_ONCE = 250
+# How much goes out in one round trip, and how many times ``SEND_TIMEOUT`` many round trips may take together.
+AT_ONCE, BYTES_AT_ONCE = 1000, 1_000_000
 PATIENCE = 4
 
 
@@ -225,14 +225,15 @@ class Publisher:
         """Try once, slice by slice while the broker answers and time is left."""
         until = started + PATIENCE * conf.current().SEND_TIMEOUT
         failed: Failures = {}
-        for start in range(0, len(made), AT_ONCE):
-            failed |= self._send_slice(made[start : start + AT_ONCE], until)
-            rest = [job for job, _ in made[start + AT_ONCE :]]
-            error = next((e for e in failed.values() if isinstance(e, BrokerUnavailable)), None)
-            if rest and error is None and time.monotonic() > until:
-                error = BrokerUnavailable(f"the broker took longer than {until - started:g} s for a part of them")
-            if error is not None:
-                return failed | dict.fromkeys((job.pk for job in rest), error)
+        error: BrokerUnavailable | None = None
+        for part in _slices(made):
+            if error is None and time.monotonic() > until:
+                error = BrokerUnavailable(f"it took longer than {until - started:g} s for a part of the messages")
+            if error is None:
+                failed |= self._send_slice(part, until)
+                error = next((e for e in failed.values() if isinstance(e, BrokerUnavailable)), None)
+            else:
+                failed |= dict.fromkeys((job.pk for job, _ in part), error)
         return failed
 
     def _send_slice(self, made: Sequence[tuple[Job, Parcel]], until: float) -> Failures:
@@ -323,6 +324,18 @@ def _in_return(seconds: float) -> dict[str, Any]:
     return {"mandatory": True, "declare": [], "timeout": seconds, "confirm_timeout": seconds}
 
 
+def _slices(made: Sequence[tuple[Job, Parcel]]) -> Iterator[Sequence[tuple[Job, Parcel]]]:
+    """Parts that are small enough to be sent at once."""
+    start = size = 0
+    for place, (job, _) in enumerate(made):
+        size += len(job.payload)
+        if place - start == AT_ONCE or (size > BYTES_AT_ONCE and place > start):
+            yield made[start:place]
+            start, size = place, len(job.payload)
+    if start < len(made):
+        yield made[start:]
+
+
 def _put(way: Way, message: Message, producer: Any) -> None:
     for entity in message.declares:
         way.declare(entity)
@@ -334,9 +347,7 @@ def _sent(way: Way, parcels: Sequence[Parcel]) -> Failed:
     put = functools.partial(_put, way)
     if way.on_amqp:
         return batches.confirmed(way.producer, parcels, put, conf.current().SEND_TIMEOUT)
-    return batches.pipelined(
-        way.producer, parcels, put, lambda error: isinstance(_judged(error, way), BrokerUnavailable)
-    )
+    return batches.sent(way.producer, parcels, put, lambda error: isinstance(_judged(error, way), BrokerUnavailable))
 
 
 def _leads_nowhere(error: ChannelError, message: dict[str, Any], way: Way) -> bool:
