@@ -149,7 +149,6 @@ class Publisher:
         if way is not None:
             way.close()
 
-
     def rest(self) -> None:
         """Leave the connection of a thread or greenlet that is about to end to the next one that has none."""
         way, self._here.way = self._way_here(), None
