@@ -46,6 +46,10 @@ class Ids(Sequence[UUID]):
         """Add one."""
         self._bytes += job_id.bytes
 
+    def clear(self) -> None:
+        """Forget all."""
+        self._bytes.clear()
+
     def __len__(self) -> int:
         return len(self._bytes) // 16
 
@@ -81,6 +85,11 @@ class Enqueued:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def clear(self) -> None:
+        """Forget all: it was rolled back."""
+        self.ids.clear()
+        self.duplicates.clear()
+
 
 @dataclass(frozen=True, slots=True)
 class _Call:
@@ -93,7 +102,7 @@ class _Call:
 
 def bulk(
     task: Any, payloads: Iterable[Any] | None = None, *, key: Any = None,
-    progress: Callable[[int], object] | None = None, **options: Any,
+    progress: Callable[[int], object] | None = None, into: Enqueued | None = None, **options: Any,
 ) -> Enqueued:  # fmt: skip
     """Enqueue many calls: ``bulk(task, payloads, …)``, or ``bulk(signatures, …)`` of any tasks.
 
@@ -101,16 +110,21 @@ def bulk(
     those of ``apply_async``; ``key`` is a template or a function, as a task declares it.
 
     A thousand are committed at a time, and sent at once; inside of a transaction all of them are part of it.
+    ``progress`` is told after each how many there are by now; ``into`` is what is returned, for whoever stops it.
     Raises a ``JobsError`` that names the item, with its place in ``item``; its thousand leave nothing behind.
     """
     calls = _of_signatures(task, key, options) if payloads is None else _of_task(task, payloads, key, options)
-    done = Enqueued()
+    done = Enqueued() if into is None else into
     if publisher.in_use().app.conf.task_always_eager:
         return _run_eagerly(calls, done)
     connection = lifecycle.database()
     if connection.in_atomic_block:
-        with transaction.atomic(using=connection.alias):
-            _record_all(calls, done, progress)
+        try:
+            with transaction.atomic(using=connection.alias):
+                _record_all(calls, done, progress)
+        except BaseException:
+            done.clear()
+            raise
     else:
         try:
             _record_all(calls, done, progress)
@@ -119,6 +133,11 @@ def bulk(
                 error.add_note(f"The {len(done):,} items before it are enqueued.")
             raise
     return done
+
+
+def check(task: Any, payloads: Iterable[Any], *, key: Any = None, **options: Any) -> int:
+    """Check the items of a bulk as ``bulk`` would, and enqueue nothing; return how many they are."""
+    return sum(1 for _ in _of_task(task, payloads, key, options))
 
 
 def _record_all(calls: Iterator[_Call], done: Enqueued, progress: Callable[[int], object] | None) -> None:

@@ -166,8 +166,11 @@ def _exactly(moment: datetime) -> str:
 
 
 @contextmanager
-def counting(err: OutputWrapper, what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Show how far something is, beside the answer: a bar on a terminal, else a line about every two seconds."""
+def counting(err: OutputWrapper, what: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """Show how far something is, beside the answer: a bar on a terminal, else a line about every two seconds.
+
+    Without a ``total`` nobody knows how much it will be.
+    """
     if not err.isatty():
         yield _Lines(err, what, total)
         return
@@ -180,10 +183,11 @@ def counting(err: OutputWrapper, what: str, total: int) -> Iterator[Callable[[in
 class _Lines:
     """Progress as lines, few of them."""
 
-    def __init__(self, err: OutputWrapper, what: str, total: int) -> None:
+    def __init__(self, err: OutputWrapper, what: str, total: int | None) -> None:
         self.err, self.what, self.total, self.told = err, what, total, time.monotonic()
 
     def __call__(self, done: int) -> None:
         if time.monotonic() - self.told >= TELL_EVERY:
             self.told = time.monotonic()
-            self.err.write(f"{self.what}: {done:,} of {self.total:,}", str)
+            of = "" if self.total is None else f" of {self.total:,}"
+            self.err.write(f"{self.what}: {done:,}{of}", str)
