@@ -59,6 +59,10 @@ bench: $(READY) $(BENCH)/ready ## Measure Mainstay beside its peers (QUICK=1; ME
 	@$(RUN) -m tests.bench --quick '$(QUICK)' --measure '$(MEASURE)' --peers '$(PEERS)' --rounds '$(ROUNDS)' \
 		--check-musts '$(CHECK_MUSTS)' --before '$(BEFORE)'
 
+.PHONY: kombu
+kombu: $(READY) ## Run kombu's own tests of its Redis transport against ours (needs the package index)
+	@$(RUN) -m tests.kombu
+
 .PHONY: screenshots
 screenshots: $(READY) ## Take pictures of a running demo into screenshots/ (needs Chromium and ChromeDriver)
 	@[ -f .demo/addresses ] || { echo "There is no demo to take pictures of. Run 'make demo' in another terminal." >&2; exit 1; }

@@ -1,0 +1,1 @@
+"""Kombu's own tests of its Redis transport, run against ours."""
