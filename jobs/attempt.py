@@ -23,10 +23,10 @@ from jobs.context import correlated
 from jobs.drafts import Declaration
 from jobs.errors import JobCancelled, LeaseLost, MoveRefused, PayloadError, Replaced, WorkerLost
 from jobs.failures import Failure, Kind
-from jobs.heartbeat import shielded, unshielded
 from jobs.lifecycle import NOW
 from jobs.models import Job
 from jobs.retry import Decision
+from jobs.shield import shielded, unshielded
 from jobs.states import State
 
 logger = logging.getLogger("jobs.attempt")

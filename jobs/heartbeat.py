@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import faulthandler
-import json
 import logging
 import os
 import random
@@ -27,7 +26,7 @@ from uuid import UUID
 
 from django.db import Error, transaction
 
-from jobs import green, lifecycle, outage, payload
+from jobs import green, lifecycle, outage, plain, shield
 from jobs.conf import current as settings
 from jobs.errors import JobCancelled, LeaseLost, LeaseNotRenewed, PayloadError
 from jobs.lifecycle import Clock
@@ -80,7 +79,7 @@ class Watched:
 
     def tell(self, progress: dict[str, Any]) -> None:
         """Keep how far the body is. Raises ``PayloadError`` when that is not JSON."""
-        self.progress = plain(progress)
+        self.progress = plain.copy(progress)
 
     def tell_state(self, state: Any, meta: Any) -> None:
         """Keep a custom state of Celery's; what is not JSON is shown as it would be printed."""
@@ -93,34 +92,6 @@ class Watched:
 _printed = reprlib.Repr()
 _printed.maxdict = _printed.maxlist = _printed.maxtuple = 20
 _printed.maxstring = _printed.maxother = 200
-
-
-def plain(value: Any) -> Any:
-    """A copy in JSON's own types that every database can keep: times, decimals, UUIDs and bytes become text.
-
-    Raises ``PayloadError`` for what is not JSON.
-    """
-    try:
-        return _storable(json.loads(payload.to_json(value), object_hook=_as_text))
-    except RecursionError:
-        raise PayloadError("This is not JSON: it is nested too deeply.") from None
-
-
-def _as_text(found: dict[str, Any]) -> Any:
-    """What kombu's JSON wraps together with its type, as its text alone."""
-    if found.keys() != {"__type__", "__value__"}:
-        return found
-    value = found["__value__"]
-    return value.get("hex", value) if isinstance(value, dict) else value
-
-
-def _storable(value: Any) -> Any:
-    """The value without the characters that PostgreSQL refuses."""
-    if isinstance(value, str):
-        return value.replace("\x00", "\ufffd").encode(errors="replace").decode()
-    if isinstance(value, dict):
-        return {_storable(name): _storable(item) for name, item in value.items()}
-    return [_storable(item) for item in value] if isinstance(value, list) else value
 
 
 _watched: dict[UUID, Watched] = {}  # by the token of the attempt: a body that hangs may run beside the next attempt
@@ -371,7 +342,7 @@ def _clear_interrupt(entry: Watched) -> None:
 
 def _has_its_own_process(entry: Watched) -> bool:
     """Whether a body is alone in its process: in a child of the prefork pool."""
-    return entry.thread == threading.main_thread().ident and _soft_limit_handler is not None
+    return entry.thread == threading.main_thread().ident and shield.of_a_child()
 
 
 def _end_process(entry: Watched) -> None:
@@ -407,38 +378,3 @@ def _lower_the_guard() -> None:
 _guarded_at = float("-inf")
 # A child that a body forks has no such timer, and would wait for it as it ends. The next look at the clock sets it.
 os.register_at_fork(before=_lower_the_guard)
-
-
-# --- The soft time limit of the prefork pool: a signal whose handler raises in the main thread ---
-
-_soft_limit_handler: Any = None
-
-
-@contextmanager
-def shielded() -> Iterator[None]:
-    """Keep the soft time limit out: it can arrive at any line, and recording must not be cut short."""
-    yield from _with_handler(lambda: signal.SIG_IGN)
-
-
-@contextmanager
-def unshielded() -> Iterator[None]:
-    """Let the soft time limit in again, for the body alone."""
-    yield from _with_handler(lambda: _soft_limit_handler)
-
-
-def _with_handler(handler: Callable[[], Any]) -> Iterator[None]:
-    global _soft_limit_handler
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(signal.SIGUSR1)
-    if getattr(before, "__module__", "").startswith("billiard"):
-        _soft_limit_handler = before
-    if _soft_limit_handler is None:
-        yield
-        return
-    signal.signal(signal.SIGUSR1, handler())
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGUSR1, before)
