@@ -7,9 +7,11 @@ from typing import Any
 from uuid import UUID
 
 from django.db import models
+from django.db.models import Q
 
 from jobs import leap, lifecycle, tally
 from jobs.errors import JobNotFound, OptionError
+from jobs.horizon import Course, course, of_state
 from jobs.models import Job, Pause, Worker
 from jobs.states import UNFINISHED, Priority, State, priority_from
 
@@ -25,33 +27,57 @@ def get(job_id: UUID | str) -> Job:
         raise JobNotFound(f"There is no job {job_id}.") from None
 
 
-def find(
-    *, state: str | None = None, queue: str | None = None, priority: Any = None, tag: str | None = None,
-    task: str | None = None, tenant: str | None = None, key: str | None = None, since: datetime | None = None,
-    until: datetime | None = None, limit: int = 50, offset: int = 0,
-) -> list[Job]:  # fmt: skip
-    """Jobs that fit all given filters, newest first, at most 1,000 at a time.
+def find(*, limit: int = 50, offset: int = 0, **filters: Any) -> list[Job]:
+    """Jobs that fit all given filters, newest first, at most 1,000 at a time; in a final state, the last ended first.
 
+    Filters are ``state``, ``queue``, ``priority``, ``tag``, ``task``, ``tenant``, ``key``, ``since`` and ``until``
+    (creation). What has no index is looked for among the newest 10,000 that the others leave: ``horizon`` says so.
     Raises ``OptionError`` for a filter that cannot be.
     """
-    jobs = Job.objects.using(lifecycle.alias()).defer(*FAT).order_by("-created_at", "-id")
-    for name, value in {"queue": queue, "tenant": tenant, "key": key}.items():
-        jobs = jobs.filter(**{name: value}) if value else jobs
-    if state:
-        jobs = jobs.filter(state=_state(state))
-    if task:
-        jobs = jobs.filter(task__startswith=task) if "." in task else jobs.filter(task__endswith=f".{task}")
-    if priority is not None:
-        jobs = jobs.filter(priority=_priority(priority))
-    if since:
-        jobs = jobs.filter(created_at__gte=since)
-    if until:
-        jobs = jobs.filter(created_at__lt=until)
-    if tag:
-        jobs = _tagged(jobs, tag)
     if not 0 < limit <= MOST or offset < 0:
         raise OptionError(f"limit must be between 1 and {MOST}, offset 0 or more.")
-    return list(jobs[offset : offset + limit])
+    rows, course, since = _looked(**filters)
+    found = rows.filter(course.within(since)).defer(*FAT).order_by(*course.order)
+    return list(found[offset : offset + limit])
+
+
+def horizon(**filters: Any) -> datetime | None:
+    """How far back ``find`` looks with these filters; None: as far as there are jobs. ``until`` looks further."""
+    return _looked(**filters)[2]
+
+
+def _looked(
+    *, state: str | None = None, queue: str | None = None, priority: Any = None, tag: str | None = None,
+    task: str | None = None, tenant: str | None = None, key: str | None = None, since: datetime | None = None,
+    until: datetime | None = None,
+) -> tuple[models.QuerySet[Job], Course, datetime | None]:  # fmt: skip
+    """The jobs that fit, what leads to them, and how far back."""
+    rows = Job.objects.using(lifecycle.alias())
+    leaders = {name: Q(**{name: value}) for name, value in {"queue": queue, "tenant": tenant}.items() if value}
+    if state:
+        leaders["state"] = of_state(_state(state).value)
+    if task:
+        leaders["task"] = _named(task)
+    others = {"priority": priority is not None, "tag": tag}
+    chosen = course(leaders, state, [name for name, value in others.items() if value])
+    times = Q(created_at__gte=since) if since else Q()
+    times &= Q(created_at__lt=until) if until else Q()
+    if since and chosen.by == "finished_at":
+        times &= Q(finished_at__gte=since)  # a job does not end before it is created
+    rows = rows.filter(times)
+    back = chosen.horizon(rows) if not key else None
+    for leader in leaders.values():
+        rows = rows.filter(leader)
+    rows = rows.filter(key=key) if key else rows
+    rows = rows.filter(priority=_priority(priority)) if priority is not None else rows
+    return (_tagged(rows, tag) if tag else rows), chosen, back
+
+
+def _named(task: str) -> Q:
+    """A dotted name from its beginning, a plain one as the last part: looked up among the names that occur."""
+    occurring = leap.occurring(Job, "task")
+    fits = [name for name in occurring if (name.startswith(task) if "." in task else name.endswith(f".{task}"))]
+    return Q(task=fits[0]) if len(fits) == 1 else Q(task__in=fits)
 
 
 def _state(value: str) -> State:

@@ -9,12 +9,13 @@ from typing import Any, ClassVar
 from django.contrib.admin import SimpleListFilter
 from django.contrib.admin.options import IncorrectLookupParameters
 from django.core.exceptions import ValidationError
-from django.db.models import QuerySet
+from django.db.models import Q, QuerySet
 from django.http import HttpRequest
 from django.utils import timezone
 
 from jobs.admin.names import queues
 from jobs.admin.wording import short_task
+from jobs.horizon import of_state
 from jobs.leap import occurring
 from jobs.models import PRIORITIES
 from jobs.states import State
@@ -37,7 +38,7 @@ class ByState(SimpleListFilter):
         """The jobs of the state."""
         if self.value() == self.UNFINISHED:
             return queryset.filter(finished_at__isnull=True)
-        return queryset.filter(state=self.value()) if self.value() else queryset
+        return queryset.filter(of_state(self.value() or "")) if self.value() else queryset
 
 
 class ByPriority(SimpleListFilter):
@@ -120,6 +121,22 @@ class Linked(SimpleListFilter):
             return queryset.filter(**{self.column: self.value()})
         except (ValidationError, ValueError) as error:
             raise IncorrectLookupParameters from error
+
+
+class ByCorrelation(Linked):
+    """The jobs of one flow: the finished by their index, and all of the unfinished."""
+
+    title = parameter_name = column = "correlation"
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        """The rows with this id."""
+        return queryset.filter(correlated(self.value() or "")) if self.value() else queryset
+
+
+def correlated(correlation_id: str) -> Q:
+    """The jobs with this correlation id, in the two places where they are."""
+    same = Q(correlation_id=correlation_id)
+    return (same & Q(finished_at__isnull=False)) | (same & Q(finished_at__isnull=True))
 
 
 def linked(name: str, column: str = "", title: str = "") -> type[Linked]:

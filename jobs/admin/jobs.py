@@ -17,25 +17,21 @@ from django.utils.safestring import SafeString
 from jobs import control, views
 from jobs.admin import job_page, search
 from jobs.admin.buttons import ActingAdmin, Verb
-from jobs.admin.filters import ByAge, ByPriority, ByQueue, ByState, ByTask, linked
+from jobs.admin.filters import ByAge, ByCorrelation, ByPriority, ByQueue, ByState, ByTask, linked
 from jobs.admin.health import warnings
 from jobs.admin.wording import badge, lasting, ran, short_id, short_task, waited, when
+from jobs.horizon import Course, course, of_state
 from jobs.models import Job
-from jobs.states import MOVES, UNFINISHED, Priority, State
+from jobs.states import FINAL, MOVES, Priority, State
 
 LIST_COLUMNS = (
     "id", "task", "state", "reason", "queue", "priority", "attempt", "max_attempts", "created_at", "started_at",
     "finished_at", "progress", "tenant", "cancel_requested_at",
 )  # fmt: skip
 
-# What a filter may combine with any state, because an index or a small state carries it.
-_UNINDEXED = {"queue", "priority", "tenant", "root", "schedule", "correlation"}
-_SMALL = {
-    ByState.UNFINISHED,
-    *(state.value for state in UNFINISHED),
-    State.FAILED.value,
-    State.CANCELLED.value,
-}
+# Filters that lead nowhere by themselves, and those that lead to few jobs.
+_UNLED = ("priority", "root", "schedule", "origin", "within")
+_FEW = ("parent", "group", "original", "correlation", "q")
 
 
 def cancellable(job: Job) -> bool:
@@ -70,13 +66,25 @@ class JobChangeList(ChangeList):
     def get_queryset(self, request: HttpRequest, exclude_parameters: Any = None) -> QuerySet[Any]:
         """The filtered jobs."""
         rows = super().get_queryset(request, exclude_parameters)
-        horizon = search.within_horizon() if self._unindexed() else Q()
-        self.narrowed = bool(horizon)
-        return rows.filter(horizon)
+        if any(request.GET.get(name) for name in _FEW):
+            return rows
+        chosen = course_of(request)
+        since = chosen.horizon(self.root_queryset)
+        self.narrowed = since is not None
+        return rows.filter(chosen.within(since))
 
-    def _unindexed(self) -> bool:
-        small = self.params.get("state") in _SMALL
-        return not small and bool(_UNINDEXED.intersection(self.params))
+
+def course_of(request: HttpRequest) -> Course:
+    """What leads the list that is asked for."""
+    given = {name: str(value) for name, value in request.GET.items() if value}
+    leaders: dict[str, Q] = {name: Q(**{name: given[name]}) for name in ("task", "queue", "tenant") if name in given}
+    state = given.get("state")
+    if state in FINAL:
+        leaders["state"] = of_state(str(state))
+    others = [name for name in _UNLED if name in given]
+    if "state" not in leaders and others == ["within"] and len(leaders) <= 1:
+        others = []  # a time is a part of the index that leads
+    return course(leaders, state, others)
 
 
 @admin.register(Job)
@@ -88,7 +96,7 @@ class JobAdmin(ActingAdmin):
     list_filter = (
         ByState, ByTask, ByQueue, ByPriority, ByAge, linked("tenant"), linked("parent", "parent_id"),
         linked("group", "group_id"), linked("root", "root_id"), linked("original", "replay_of_id", "replays of"),
-        linked("origin", "origin_id", "line of replays"), linked("schedule"), linked("correlation", "correlation_id"),
+        linked("origin", "origin_id", "line of replays"), linked("schedule"), ByCorrelation,
     )  # fmt: skip
     ordering = ("-created_at", "-id")
     search_fields = ("id",)
@@ -102,6 +110,11 @@ class JobAdmin(ActingAdmin):
         rows = super().get_queryset(request)
         match = request.resolver_match
         return rows.only(*LIST_COLUMNS) if match and (match.url_name or "").endswith("_changelist") else rows
+
+    def get_ordering(self, request: HttpRequest) -> tuple[str, str]:
+        """Newest first; of jobs in a final state, those that ended last."""
+        few = any(request.GET.get(name) for name in _FEW)
+        return ("-created_at", "-id") if few else course_of(request).order
 
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
         """The list that bounds what it looks at."""

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from datetime import datetime
 from functools import partial
 from uuid import UUID
 
 from django.db.models import CharField, Q
 from django.db.models.functions import Cast
 
+from jobs.admin.filters import correlated
 from jobs.admin.wording import short_task
+from jobs.horizon import Course
 from jobs.leap import occurring
 from jobs.models import Job
 
-HORIZON = 100_000
 _END_OF_ID = re.compile(r"[0-9a-f]{6,12}", re.IGNORECASE)
 
 
@@ -24,16 +24,10 @@ def found(term: str) -> Q:
     return next((meaning for meaning in _meanings(term) if Job.objects.filter(meaning).exists()), Q(pk__in=[]))
 
 
-def horizon() -> datetime | None:
-    """When the newest ``HORIZON`` jobs begin: what no index serves is not looked for beyond."""
-    newest = Job.objects.order_by("-created_at", "-id").values_list("created_at", flat=True)
-    return next(iter(newest[HORIZON : HORIZON + 1]), None)
-
-
-def within_horizon() -> Q:
-    """The newest ``HORIZON`` jobs."""
-    begins = horizon()
-    return Q(created_at__gte=begins) if begins else Q()
+def newest() -> Q:
+    """The newest jobs: what no index serves is looked for among them."""
+    everything = Course(Q(), "created_at", bounded=True)
+    return everything.within(everything.horizon(Job.objects.all()))
 
 
 def _meanings(term: str) -> Iterator[Q]:
@@ -41,8 +35,8 @@ def _meanings(term: str) -> Iterator[Q]:
         yield Q(pk=uuid)
     yield Q(key=term)
     if tasks := _tasks(term):
-        yield Q(task__in=tasks)
-    yield Q(correlation_id=term) & within_horizon()
+        yield Q(task=tasks[0]) if len(tasks) == 1 else Q(task__in=tasks)
+    yield correlated(term)
     if _END_OF_ID.fullmatch(term):
         yield Q(pk__in=_ids_ending(term.lower()))
 
@@ -64,5 +58,5 @@ def _begins(prefix: str, name: str) -> bool:
 
 
 def _ids_ending(end: str) -> list[UUID]:
-    newest = Job.objects.filter(within_horizon()).annotate(text=Cast("id", CharField()))
-    return list(newest.filter(text__endswith=end).values_list("pk", flat=True)[:50])
+    rows = Job.objects.filter(newest()).annotate(text=Cast("id", CharField()))
+    return list(rows.filter(text__endswith=end).values_list("pk", flat=True)[:50])

@@ -11,6 +11,7 @@ from typing import Any
 from django.utils import timezone
 
 from jobs import shown, stats
+from jobs.horizon import HORIZON
 from jobs.management import arguments, documents
 from jobs.management.ages import ago, said
 from jobs.management.rendering import Column, Paper
@@ -75,11 +76,18 @@ class List(Verb):
             self.paper.json({"jobs": [documents.short(job) for job in found], **page})
         elif not found:
             self.paper.line("No jobs fit.")
+            self._say_more(0)
         else:
             self.paper.table(LIST, [_row(job) for job in found])
             self._say_more(len(found))
 
     def _say_more(self, shown_now: int) -> None:
+        back = stats.horizon(**self.chosen(*FILTERS)) if shown_now < self.given["limit"] else None
+        if back is not None:
+            self.note(
+                f"Only the newest {HORIZON:,} jobs that one of the filters leaves were looked at, back to "
+                f"{back:%Y-%m-%d %H:%M:%S %Z}. Further back: --until '{back:%Y-%m-%d %H:%M:%S}'."
+            )
         if shown_now == self.given["limit"]:
             self.note(f"{numbered(shown_now, 'job')} shown; for the next: --offset {self.given['offset'] + shown_now}")
 

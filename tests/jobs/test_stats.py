@@ -6,7 +6,7 @@ from uuid import uuid4
 
 import pytest
 
-from jobs import control, lifecycle, stats
+from jobs import control, horizon, lifecycle, stats
 from jobs.errors import JobNotFound, OptionError
 from jobs.models import Job
 from tests.platform import attempt, running
@@ -63,6 +63,22 @@ def some() -> dict[str, str]:
 def test_a_list_is_filtered_and_newest_first(some: dict[str, str], filters: dict[str, Any], found: list[str]) -> None:
     names = {job_id: name for name, job_id in some.items()}
     assert [names[str(job.pk)] for job in stats.find(**filters)] == found
+
+
+def test_a_list_says_how_far_back_it_looked(some: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(horizon, "HORIZON", 2)
+    back = stats.horizon(priority="normal")
+    assert back == Job.objects.order_by("-created_at")[2].created_at
+    assert {job.created_at >= back for job in stats.find(priority="normal")} == {True}
+    assert len(stats.find(priority="normal", until=back)) == 2
+
+
+@pytest.mark.parametrize("filters", [{}, {"state": "completed"}, {"queue": "mail"}, {"task": "note"}, {"key": "mine"}])
+def test_a_list_that_an_index_leads_looks_at_all(
+    some: dict[str, str], filters: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(horizon, "HORIZON", 0)
+    assert stats.horizon(**filters) is None
 
 
 def test_a_list_is_bounded_by_time(some: dict[str, str]) -> None:

@@ -10,7 +10,7 @@ from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from django.utils import timezone
 
-from jobs.admin import search
+from jobs import horizon
 from jobs.admin.paginator import CappedPaginator
 from jobs.models import Job, Leader
 from tests.jobs.admin import rows
@@ -139,22 +139,62 @@ def test_a_conductor_that_ticks_is_not_complained_about(chief: Client) -> None:
     assert "No conductor is ticking" not in chief.get(LIST).content.decode()
 
 
-def test_what_no_index_serves_is_only_looked_for_among_the_newest(
-    chief: Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(search, "HORIZON", 2)
-    for age in range(5):
-        rows.job("completed", queue="mail", created_at=timezone.now() - timedelta(hours=age))
-    page = chief.get(LIST, {"queue": "mail"})
+@pytest.fixture
+def short_sighted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lists that look no further than three jobs where no index leads."""
+    monkeypatch.setattr(horizon, "HORIZON", 2)
+
+
+def aged(state: str = "completed", **columns: Any) -> list[Job]:
+    """Five jobs, the newest first."""
+    at = timezone.now()
+    return [
+        rows.job(state, created_at=at - timedelta(hours=n), finished_at=at - timedelta(hours=n), **columns)
+        for n in range(5)
+    ]
+
+
+def test_what_no_index_serves_is_only_looked_for_among_the_newest(chief: Client, short_sighted: None) -> None:
+    aged(priority=10)
+    page = chief.get(LIST, {"priority": "10"})
     assert page.context["cl"].result_count == 3
-    assert "only the newest 100,000 jobs were looked at" in page.content.decode()
+    assert "only the newest 10,000 jobs" in page.content.decode()
 
 
-def test_a_small_state_is_looked_through_completely(chief: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search, "HORIZON", 2)
-    for age in range(5):
-        rows.job("failed", queue="mail", created_at=timezone.now() - timedelta(hours=age))
-    assert len(listed(chief, queue="mail", state="failed")) == 5
+@pytest.mark.parametrize("query", [{"queue": "mail"}, {"task": "shop.a"}, {"tenant": "acme"}, {"state": "completed"}])
+def test_a_filter_with_an_index_is_looked_through_completely(
+    chief: Client, short_sighted: None, query: dict[str, str]
+) -> None:
+    wanted = aged(queue="mail", task="shop.a", tenant="acme")
+    rows.job("running")
+    assert listed(chief, **query) == wanted
+
+
+def test_unfinished_jobs_are_looked_through_completely(chief: Client, short_sighted: None) -> None:
+    for _ in range(5):
+        rows.job("pending", priority=10)
+    aged(priority=10)
+    assert len(listed(chief, priority="10", state="pending")) == 5
+
+
+def test_two_filters_look_at_the_newest_that_the_rarer_one_leaves(chief: Client, short_sighted: None) -> None:
+    failed = aged("failed", queue="mail")
+    aged(queue="mail")
+    assert listed(chief, state="failed", queue="mail") == failed[:3]
+
+
+def test_jobs_in_a_final_state_are_listed_as_they_ended(chief: Client) -> None:
+    now = timezone.now()
+    late = rows.job("failed", created_at=now - timedelta(days=2), finished_at=now)
+    early = rows.job("failed", created_at=now - timedelta(days=1), finished_at=now - timedelta(hours=1))
+    assert listed(chief, state="failed") == [late, early]
+
+
+def test_the_jobs_of_one_flow_are_found_finished_or_not(chief: Client, short_sighted: None) -> None:
+    flow = {job.pk for job in aged(correlation_id="req-1")} | {rows.job("running", correlation_id="req-1").pk}
+    rows.job(correlation_id="req-2")
+    assert {job.pk for job in listed(chief, correlation="req-1")} == flow
+    assert {job.pk for job in listed(chief, q="req-1")} == flow
 
 
 def test_nothing_is_added_or_deleted_by_hand(chief: Client) -> None:

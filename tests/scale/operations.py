@@ -1,0 +1,198 @@
+"""What people, programs and workers do, each through the code that they would run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from statistics import median
+from typing import Any
+from uuid import UUID
+
+from django.contrib.auth import get_user_model
+from django.db import connection, transaction
+from django.test import Client
+from django.urls import reverse
+
+from dlq import stats as letter_stats
+from dlq.models import DeadLetter
+from jobs import attempt, control, lifecycle, rescue, retention, stats, tally
+from jobs.admin.health import warnings
+from jobs.models import Job
+from jobs.reconcile import Reconciler
+from jobs.states import State
+from tests.sample.tasks import add
+from tests.scale.history import QUEUES, TASKS
+
+WARM, TIMES = 3, 9
+DUE = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """Something whose cost must not grow: its name, and the act."""
+
+    name: str
+    act: Callable[[], Any]
+    times: int = TIMES
+
+    def cost(self) -> float:
+        """The median of several runs, warm, in milliseconds."""
+        took = []
+        for _ in range(WARM + self.times):
+            began = time.perf_counter()
+            self.act()
+            took.append(time.perf_counter() - began)
+        return median(took[WARM:]) * 1000
+
+
+def operations() -> list[Operation]:
+    """All of them, on the history that there is."""
+    _make_some_due()
+    found = [*_hot(), *_chores(), *_lists(), *_letters(), *_numbers(), *_pruning()]
+    return found
+
+
+def _make_some_due() -> None:
+    waiting = Job.objects.filter(state=State.PENDING, finished_at__isnull=True).order_by("created_at")
+    Job.objects.filter(pk__in=list(waiting.values_list("pk", flat=True)[:DUE])).update(
+        due_at=lifecycle.database_now() - timedelta(minutes=1)
+    )
+
+
+# --- The route of a job
+
+
+def _hot() -> Iterator[Operation]:
+    reserved: list[UUID] = []
+    running: list[Job] = []
+    yield Operation("enqueue", lambda: reserved.append(UUID(add.delay(1, 2).id)), 300)
+    yield Operation("claim", lambda: running.append(attempt.claim(reserved.pop(), "scale")[0]), 250)
+    yield Operation("finish", lambda: lifecycle.complete(running.pop(), '{"ok":true}'), 200)
+
+
+def _undone(act: Callable[[], Any]) -> Callable[[], Any]:
+    """An act that is taken back, so that it can be measured again."""
+
+    def run() -> None:
+        with transaction.atomic():
+            act()
+            transaction.set_rollback(True)
+
+    return run
+
+
+def _chores() -> Iterator[Operation]:
+    reconciler = Reconciler()
+    yield Operation("release: reserve 100 due jobs", _undone(lambda: lifecycle.reserve_due(100)))
+    yield Operation("rescue", rescue.rescue)
+    yield Operation("force_cancel", rescue.force_cancel)
+    yield Operation("expire", control.expire)
+    yield Operation("reconcile", reconciler.tick)
+    tally.fold(lifecycle.database_now() - timedelta(minutes=2))
+    yield Operation("tally", tally.tick)
+
+
+# --- The admin
+
+
+def _lists() -> Iterator[Operation]:
+    client = _chief()
+    jobs = reverse("admin:jobs_job_changelist")
+
+    def page(**query: Any) -> Callable[[], Any]:
+        return lambda: _seen(client.get(jobs, query))
+
+    yield Operation("admin: first page", page())
+    yield Operation("admin: page 150", page(p=150))
+    for state in ("unfinished", *State.values):
+        yield Operation(f"admin: state={state}", page(state=state))
+    for task in (TASKS[0], TASKS[6], TASKS[-1]):
+        yield Operation(f"admin: task={task.rsplit('.', 1)[-1]}", page(task=task))
+    for queue in (QUEUES[0], QUEUES[-1]):
+        yield Operation(f"admin: queue={queue}", page(queue=queue))
+    yield Operation("admin: tenant", page(tenant="tenant-7"))
+    yield Operation("admin: priority=critical", page(priority=0))
+    yield Operation("admin: last 24 hours", page(within="24h"))
+    yield Operation("admin: failed of a task", page(state="failed", task=TASKS[6]))
+    yield Operation("admin: completed of a queue", page(state="completed", queue=QUEUES[-1]))
+    old = Job.objects.filter(finished_at__isnull=False, key__isnull=False).order_by("created_at")[50]
+    asked = Job.objects.filter(finished_at__isnull=False, correlation_id__startswith="req-").order_by("created_at")[50]
+    yield Operation("admin: search an id", page(q=str(old.pk)))
+    yield Operation("admin: search the end of an id", page(q=str(old.pk)[-12:]))
+    yield Operation("admin: search a key", page(q=old.key))
+    yield Operation("admin: search a task", page(q="resize"))
+    yield Operation("admin: search a correlation id", page(q=asked.correlation_id))
+    yield Operation("admin: search nothing that there is", page(q="nobody knows this"))
+    failed = Job.objects.filter(state=State.FAILED, finished_at__isnull=False).order_by("finished_at")[5]
+    for name, job in (("completed", old), ("failed", failed)):
+        at = reverse("admin:jobs_job_change", args=[job.pk])
+        yield Operation(f"admin: page of a {name} job", lambda at=at: _seen(client.get(at)))
+
+
+def _letters() -> Iterator[Operation]:
+    client = _chief()
+    letters = reverse("admin:dlq_deadletter_changelist")
+    one = DeadLetter.objects.order_by("pk")[3]
+
+    def page(**query: Any) -> Callable[[], Any]:
+        return lambda: _seen(client.get(letters, query))
+
+    yield Operation("letters: open ones", page())
+    yield Operation("letters: all", page(status="all"))
+    yield Operation("letters: open of a task", page(task=TASKS[6]))
+    yield Operation("letters: open of a tenant", page(tenant="tenant-7"))
+    yield Operation("letters: of a fingerprint", page(fingerprint=one.fingerprint, status="all"))
+    yield Operation("letters: search a job's id", page(q=str(one.job_id), status="all"))
+    at = reverse("admin:dlq_deadletter_change", args=[one.pk])
+    yield Operation("letters: page of one", lambda: _seen(client.get(at)))
+
+
+def _chief() -> Client:
+    client = Client()
+    chief, _ = get_user_model().objects.get_or_create(
+        username="chief", defaults={"is_staff": True, "is_superuser": True}
+    )
+    client.force_login(chief)
+    return client
+
+
+def _seen(response: Any) -> None:
+    assert response.status_code == 200, response
+    assert response.content
+
+
+# --- Numbers, and the command line
+
+
+def _numbers() -> Iterator[Operation]:
+    yield Operation("jobs stats", stats.statistics)
+    yield Operation("dlq stats", letter_stats.statistics)
+    yield Operation("warnings of the pages", warnings)
+    for name, filters in (
+        ("", {}), ("--state failed", {"state": "failed"}), ("--state pending", {"state": "pending"}),
+        ("--task resize_image", {"task": "resize_image"}), ("--queue reports", {"queue": "reports"}),
+        ("--tenant", {"tenant": "tenant-7"}), ("--tag", {"tag": "import-7"}), ("--priority high", {"priority": "high"}),
+        ("--state failed --task", {"state": "failed", "task": "resize_image"}),
+    ):  # fmt: skip
+        yield Operation(f"jobs list {name}".rstrip(), lambda filters=filters: stats.find(**filters))
+    key = Job.objects.filter(key__isnull=False).order_by("created_at")[9].key
+    yield Operation("jobs list --key", lambda: stats.find(key=key))
+    yield Operation("dlq list", letter_stats.find)
+    yield Operation("dlq list --task", lambda: letter_stats.find(task="resize_image"))
+
+
+def _pruning() -> Iterator[Operation]:
+    walk = retention.Pass(State.COMPLETED, lifecycle.database_now() - timedelta(minutes=30))
+    yield Operation("prune a slice of 500", lambda: retention._slice(walk, retention.SLICE), 5)
+
+
+def sizes() -> list[tuple[str, int]]:
+    """How large the table of jobs and each of its indexes is, in bytes."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT 'jobs_job', pg_table_size('jobs_job') UNION ALL SELECT indexrelname, pg_relation_size(indexrelid) "
+            "FROM pg_stat_user_indexes WHERE relname = 'jobs_job' ORDER BY 2 DESC"
+        )
+        return [(str(name), int(size)) for name, size in cursor.fetchall()]
