@@ -68,10 +68,10 @@ def tick() -> int:
 
 def fold(until: datetime | None = None) -> int:
     """Count what finished since the last time, for a turn, or as far as ``until``; return in how many steps."""
-    steps, enough = 0, time.monotonic() + A_TURN
-    while (reached := _step()) is not None:
+    steps, enough, end = 0, time.monotonic() + A_TURN, _settled()
+    while (reached := _step(end)) is not None:
         steps += 1
-        if reached >= until if until is not None else time.monotonic() > enough:
+        if reached >= (until or end) or (until is None and time.monotonic() > enough):
             break
     return steps
 
@@ -81,16 +81,15 @@ def counted_until() -> datetime | None:
     return Census.objects.using(lifecycle.alias()).filter(pk=FINISHED).values_list("until", flat=True).first()
 
 
-def _step() -> datetime | None:
-    """Count one slice; return where the mark is now, None where it stays."""
+def _step(end: datetime) -> datetime | None:
+    """Count one slice, not beyond ``end``; return where the mark is now, None where it stays."""
     with transaction.atomic(using=lifecycle.alias()):
         mark = _locked_mark()
         since = mark.until or _first_end()
-        until = _settled()  # before the slice is looked at: whoever commits later ends later, too
-        if since is None or since >= until:
+        if since is None or since >= end:
             return None
         span, changes = _span(since)
-        until = min([until, changes, *_ends_of_slices(since)])
+        until = min([end, changes, *_ends_of_slices(since)])
         until = max(until, since + timedelta(microseconds=1))
         for name, begins in ((span, _truncated(span, "finished_at")), (Tally.Span.EVER, "%s")):
             _add_ended(name, begins, since, until)
@@ -122,7 +121,10 @@ def _finished(state: str) -> models.QuerySet[Job]:
 
 
 def _settled() -> datetime:
-    """Before this moment no outcome can appear any more: it is long over, and no writing transaction is as old."""
+    """Before this moment no outcome can appear any more: it is long over, and no writing transaction is as old.
+
+    It is asked before the slice is looked at: who commits later than that has ended later, too.
+    """
     now: datetime = lifecycle.database_now()
     settled = now - LATE
     if lifecycle.database().vendor != "postgresql":

@@ -6,8 +6,12 @@ import argparse
 import sys
 import time
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from tests.scale.stage import SETTINGS, staged
+
+if TYPE_CHECKING:
+    from tests.scale.operations import Cost
 
 STEPS = (10_000, 100_000, 1_000_000, 10_000_000)
 MUST = 2.0
@@ -19,31 +23,37 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=1_000_000, help="the longest history (default: 1,000,000)")
     rows = parser.parse_args().rows
     lengths = [step for step in STEPS if step < rows] + [rows]
-    print(f"PostgreSQL with {', '.join(f'{k} = {v}' for k, v in SETTINGS.items())}; else its defaults, fsync on")
-    print(f"about {rows * 1200 // 10**9 + 1} GB of disk are needed in the temporary folder", flush=True)
-    costs: dict[int, dict[str, float]] = {}
+    say(f"PostgreSQL with {', '.join(f'{k} = {v}' for k, v in SETTINGS.items())}; else its defaults, fsync on")
+    say(f"about {rows * 1500 // 10**9 + 1} GB of disk are needed in the temporary folder")
+    costs: dict[int, dict[str, Cost]] = {}
     with staged():
         for length in lengths:
             costs[length] = measured(length)
         _tell_sizes()
-    print(table(costs))
+    say(f"\n{table(costs)}")
     grown = {name: grown for name, grown in growth(costs).items() if grown > MUST}
     for name, times in grown.items():
-        print(f"{name}: {times:.1f} times as much at {lengths[-1]:,} rows as at {lengths[0]:,}")
+        say(f"{name}: {times:.1f} times as much at {lengths[-1]:,} rows as at {lengths[0]:,}")
     return 1 if grown else 0
 
 
-def measured(rows: int) -> dict[str, float]:
-    """The cost of each operation with so many rows, in milliseconds."""
+def say(text: str, end: str = "\n") -> None:
+    """Write it now."""
+    sys.stdout.write(text + end)
+    sys.stdout.flush()
+
+
+def measured(rows: int) -> dict[str, Cost]:
+    """The cost of each operation with so many rows."""
     from tests.scale import history, operations
 
     began = time.monotonic()
 
     def told(done: int, of: int) -> None:
-        print(f"\rfilling: {done:,} of {of:,} rows, {time.monotonic() - began:.0f} s ", end="", flush=True)
+        say(f"\rfilling: {done:,} of {of:,} rows, {time.monotonic() - began:.0f} s ", end="")
 
     history.fill(rows, told)
-    print(f"\rfilled with {rows:,} rows, indexed and vacuumed in {time.monotonic() - began:.0f} s", flush=True)
+    say(f"\rfilled with {rows:,} rows, indexed and vacuumed in {time.monotonic() - began:.0f} s")
     return {each.name: each.cost() for each in operations.operations()}
 
 
@@ -51,22 +61,25 @@ def _tell_sizes() -> None:
     from tests.scale import operations
 
     for name, size in operations.sizes():
-        print(f"{name}: {size / 10**6:,.1f} MB")
+        say(f"{name}: {size / 10**6:,.1f} MB")
 
 
-def growth(costs: Mapping[int, Mapping[str, float]]) -> dict[str, float]:
-    """How many times as much each operation costs with the longest history as with the shortest."""
+def growth(costs: Mapping[int, Mapping[str, Cost]]) -> dict[str, float]:
+    """How many times as much work each operation is with the longest history as with the shortest.
+
+    Of processors: what else the machine does meanwhile is no part of it.
+    """
     first, last = costs[min(costs)], costs[max(costs)]
-    return {name: last[name] / first[name] for name in first}
+    return {name: last[name].cpu / first[name].cpu for name in first}
 
 
-def table(costs: Mapping[int, Mapping[str, float]]) -> str:
-    """The costs in milliseconds, as Markdown."""
+def table(costs: Mapping[int, Mapping[str, Cost]]) -> str:
+    """The costs in milliseconds, as Markdown: of processors, and behind them on the clock."""
     lengths, grown = sorted(costs), growth(costs)
-    lines = ["| ms (median) | " + " | ".join(f"{n:,}" for n in lengths) + " | growth |"]
+    lines = ["| ms of processor (on the clock) | " + " | ".join(f"{n:,}" for n in lengths) + " | growth |"]
     lines.append("|---|" + "---:|" * (len(lengths) + 1))
     for name in costs[lengths[0]]:
-        numbers = " | ".join(f"{costs[n][name]:.2f}" for n in lengths)
+        numbers = " | ".join(f"{costs[n][name].cpu:.2f} ({costs[n][name].wall:.1f})" for n in lengths)
         lines.append(f"| {name} | {numbers} | {grown[name]:.2f} |")
     return "\n".join(lines)
 
