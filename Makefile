@@ -63,6 +63,10 @@ bench: $(READY) $(BENCH)/ready ## Measure Mainstay beside its peers (QUICK=1; ME
 kombu: $(READY) ## Run kombu's own tests of its Redis transport against ours (needs the package index)
 	@$(RUN) -m tests.kombu
 
+.PHONY: scale
+scale: $(READY) ## Measure what a long history costs, on a private PostgreSQL (ROWS=10000000: 20 GB of disk, half an hour)
+	@$(RUN) -m tests.scale $(if $(ROWS),--rows $(ROWS))
+
 .PHONY: screenshots
 screenshots: $(READY) ## Take pictures of a running demo into screenshots/ (needs Chromium and ChromeDriver)
 	@[ -f .demo/addresses ] || { echo "There is no demo to take pictures of. Run 'make demo' in another terminal." >&2; exit 1; }

@@ -63,6 +63,7 @@ class DeadLetter(models.Model):
             models.Index(fields=["-created_at", "-id"], name="dlq_newest"),
             models.Index(fields=["status", "-created_at", "-id"], name="dlq_newest_of_status"),
             models.Index(fields=["task", "-created_at", "-id"], name="dlq_newest_of_task"),
+            models.Index(fields=["tenant", "-created_at", "-id"], name="dlq_newest_of_tenant"),
             models.Index(fields=["fingerprint", "status"], name="dlq_by_fingerprint"),
         ]
 

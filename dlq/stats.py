@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -9,10 +10,11 @@ from uuid import UUID
 from django.db.models import Count, Max, Min, QuerySet
 
 from dlq.models import DeadLetter, Status
-from jobs import lifecycle
+from jobs import leap, lifecycle
 from jobs.errors import OptionError, Refused
 from jobs.stats import MOST
 
+COUNTED = 10_000
 FAT = ("payload", "traceback", "attempts", "headers")
 
 
@@ -62,6 +64,10 @@ def _named(letters: QuerySet[DeadLetter], column: str, text: str | None) -> Quer
     """A dotted name from its beginning, a plain one as the last part."""
     if not text:
         return letters
+    if column == "task":
+        names = leap.occurring(DeadLetter, column)
+        fits = [n for n in names if (n.startswith(text) if "." in text else n == text or n.endswith(f".{text}"))]
+        return letters.filter(task=fits[0]) if len(fits) == 1 else letters.filter(task__in=fits)
     if "." in text:
         return letters.filter(**{f"{column}__startswith": text})
     return letters.filter(**{f"{column}__endswith": f".{text}"}) | letters.filter(**{column: text})
@@ -82,18 +88,37 @@ def groups(limit: int = 50, **filters: Any) -> list[dict[str, Any]]:
 
 
 def statistics() -> dict[str, Any]:
-    """Numbers of all letters: total, per status; per task and the oldest of the open ones."""
-    rows = _rows().order_by()
-    per_status = dict.fromkeys(Status.values, 0) | dict(rows.values_list("status").annotate(Count("pk")))
-    opened = rows.filter(status=Status.OPEN)
+    """Numbers of all letters: total, per status; per task, groups and the oldest of the open ones.
+
+    They cost the same at any size: no status is counted beyond 10,000, and tasks and groups are those of the newest
+    10,000 open letters. Where that was too few, ``at_least`` says so.
+    """
+    per_status = {status: _rows().filter(status=status).order_by()[:COUNTED].count() for status in Status.values}
+    opened = _rows().filter(status=Status.OPEN).order_by("-created_at", "-id")
+    newest = list(opened.values_list("fingerprint", "task", "error_type", "created_at")[:COUNTED])
+    first = _rows().filter(status=Status.OPEN).order_by("created_at").values_list("created_at", flat=True).first()
     return {
         "total": sum(per_status.values()),
         "open": per_status[Status.OPEN],
         "per_status": per_status,
-        "per_task": dict(opened.values_list("task").annotate(Count("pk")).order_by("task")),
-        "groups": groups(limit=20, status=Status.OPEN),
-        "oldest_open": opened.aggregate(Min("created_at"))["created_at__min"],
+        "per_task": dict(sorted(Counter(task for _, task, _, _ in newest).items())),
+        "groups": _groups(newest)[:20],
+        "oldest_open": first,
+        "at_least": COUNTED in per_status.values(),
     }
+
+
+def _groups(letters: list[tuple[str, str, str, datetime]]) -> list[dict[str, Any]]:
+    """Letters of the same fingerprint as one, the largest first, as ``groups`` has them; they come newest first."""
+    found: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for fingerprint, task, error, at in letters:
+        group = found.setdefault(
+            (fingerprint, task, error),
+            {"fingerprint": fingerprint, "task": task, "error_type": error, "count": 0, "first": at, "last": at},
+        )
+        group["count"] += 1
+        group["first"] = at
+    return sorted(found.values(), key=lambda group: (-group["count"], group["fingerprint"]))
 
 
 def _rows() -> QuerySet[DeadLetter]:

@@ -27,17 +27,24 @@ def get(job_id: UUID | str) -> Job:
         raise JobNotFound(f"There is no job {job_id}.") from None
 
 
-def find(*, limit: int = 50, offset: int = 0, **filters: Any) -> list[Job]:
+def find(
+    *, state: str | None = None, queue: str | None = None, priority: Any = None, tag: str | None = None,
+    task: str | None = None, tenant: str | None = None, key: str | None = None, since: datetime | None = None,
+    until: datetime | None = None, limit: int = 50, offset: int = 0,
+) -> list[Job]:  # fmt: skip
     """Jobs that fit all given filters, newest first, at most 1,000 at a time; in a final state, the last ended first.
 
-    Filters are ``state``, ``queue``, ``priority``, ``tag``, ``task``, ``tenant``, ``key``, ``since`` and ``until``
-    (creation). What has no index is looked for among the newest 10,000 that the others leave: ``horizon`` says so.
+    ``since`` and ``until`` are times of creation. A filter that has no index is looked for among the newest 10,000
+    jobs that the others leave: ``horizon`` says how far back that is.
     Raises ``OptionError`` for a filter that cannot be.
     """
     if not 0 < limit <= MOST or offset < 0:
         raise OptionError(f"limit must be between 1 and {MOST}, offset 0 or more.")
-    rows, course, since = _looked(**filters)
-    found = rows.filter(course.within(since)).defer(*FAT).order_by(*course.order)
+    rows, chosen, back = _looked(
+        state=state, queue=queue, priority=priority, tag=tag, task=task, tenant=tenant, key=key, since=since,
+        until=until,
+    )  # fmt: skip
+    found = rows.filter(chosen.within(back)).defer(*FAT).order_by(*chosen.order)
     return list(found[offset : offset + limit])
 
 

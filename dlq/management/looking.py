@@ -200,10 +200,11 @@ class Stats(Verb):
         if self.given["json"]:
             self.paper.json(numbers)
             return
+        more = "+" if numbers["at_least"] else ""
         self.paper.facts(
             [
-                ("in all", f"{numbers['total']:,}"),
-                ("open", f"{numbers['open']:,}"),
+                ("in all", f"{numbers['total']:,}{more}"),
+                ("open", f"{numbers['open']:,}{more}"),
                 ("oldest open", numbers["oldest_open"]),
             ]
         )

@@ -28,6 +28,7 @@ from tests.scale.history import QUEUES, TASKS
 
 WARM, TIMES = 3, 9
 DUE = 500
+CHANGING = ("enqueue", "claim")  # what comes after them needs what they leave
 
 
 @dataclass(frozen=True, slots=True)
