@@ -121,11 +121,13 @@ class Retention:
         if not self.passes and not self._begin():
             return 0
         pruned, enough = 0, time.monotonic() + A_TURN
-        while self.passes and time.monotonic() < enough:
+        while self.passes:
             gone = _slice(self.passes[0], SLICE)
             if gone is None:
                 self.passes.pop(0)
             pruned += gone or 0
+            if time.monotonic() > enough:
+                break
         return pruned
 
     def _begin(self) -> bool:

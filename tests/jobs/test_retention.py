@@ -1,21 +1,24 @@
 """Letting finished jobs go: by age, never one with an open letter."""
 
+import threading
 from datetime import timedelta
 from typing import Any
 
 import pytest
 from celery import chord
 from django.contrib.auth.models import Group
-from django.db import connection
+from django.db import connection, transaction
 from django.db.models import F
+from django.test import override_settings
 from django.test.utils import CaptureQueriesContext
 
 from dlq import replay
 from dlq.models import DeadLetter
-from jobs import retention
+from jobs import lifecycle, retention
 from jobs.errors import Refused
 from jobs.models import Attempt, FanIn, Job
 from jobs.states import FINAL, State
+from tests.jobs.admin import rows
 from tests.platform import attempt, drain, fresh, hurry
 from tests.sample.models import Audit, Campaign, Purchase, Remark
 from tests.sample.tasks import add, boom, fail_unless, misbehave, total
@@ -179,3 +182,113 @@ def test_the_count_of_a_chord_goes_with_its_last_member() -> None:
     age(2)
     assert retention.prune(DAY) == 3
     assert not FanIn.objects.exists()
+
+
+# --- Slices
+
+
+def test_a_pass_looks_at_no_job_twice_also_where_letters_keep_the_oldest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retention, "SLICE", 2)
+    for _ in range(5):
+        finished(boom.delay(), days=1)
+    kept = set(Job.objects.values_list("pk", flat=True))
+    for _ in range(3):
+        finished(boom.delay(), days=2)
+    for letter in DeadLetter.objects.exclude(job__in=kept):
+        replay.resolve(letter.pk, by="ann", reason="done")
+    Job.objects.filter(pk__in=kept).update(finished_at=F("finished_at") - timedelta(days=9))
+    seen: list[Any] = []
+    real = retention.Pass.free
+
+    def noted(walk: retention.Pass, jobs: Any) -> Any:
+        seen.extend(job_id for job_id, _, _ in jobs)
+        return real(walk, jobs)
+
+    monkeypatch.setattr(retention.Pass, "free", noted)
+    assert retention.prune(DAY, states=[State.FAILED]) == 3
+    assert len(seen) == len(set(seen)) == 8
+    assert set(Job.objects.values_list("pk", flat=True)) == kept
+
+
+def test_jobs_that_ended_at_the_same_moment_are_all_pruned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retention, "SLICE", 2)
+    for n in range(5):
+        finished(add.delay(1, n))
+    Job.objects.update(finished_at=lifecycle.database_now() - 2 * DAY)
+    assert retention.prune(DAY) == 5
+
+
+def test_a_dry_run_counts_what_would_go_and_stops_where_it_is_told() -> None:
+    finished(boom.delay())
+    for n in range(3):
+        finished(add.delay(1, n))
+    assert retention.prunable(DAY, states=FINAL) == 3
+    assert retention.prunable(DAY, most=2) == 2
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_job_that_somebody_has_locked_is_left_and_the_others_go() -> None:
+    if connection.vendor != "postgresql":
+        pytest.skip("SQLite has no locks of rows")
+    long_ago = lifecycle.database_now() - 2 * DAY
+    jobs = [rows.job("completed", created_at=long_ago, finished_at=long_ago) for _ in range(3)]
+    locked, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with transaction.atomic():
+            Job.objects.select_for_update().get(pk=jobs[1].pk)
+            locked.set()
+            done.wait(20)
+        connection.close()
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    try:
+        assert locked.wait(20)
+        assert retention.prune(DAY) == 2
+    finally:
+        done.set()
+        holder.join(20)
+    assert list(Job.objects.values_list("pk", flat=True)) == [jobs[1].pk]
+
+
+# --- By itself
+
+
+def test_nothing_is_pruned_by_itself_unless_the_settings_say_so() -> None:
+    finished(add.delay(1, 2), days=999)
+    assert retention.Retention().tick() == 0
+    assert Job.objects.count() == 1
+
+
+@override_settings(JOBS={"KEEP_COMPLETED": 24 * 3600})
+def test_jobs_that_are_older_than_the_settings_keep_them_go_by_themselves() -> None:
+    finished(add.delay(1, 2), days=2)
+    failed = finished(boom.delay(), days=2)
+    young = add.delay(3, 4)
+    attempt(young.id)
+    assert retention.Retention().tick() == 1
+    assert set(Job.objects.values_list("pk", flat=True)) == {failed.pk, fresh(young).pk}
+
+
+@override_settings(JOBS={"KEEP_COMPLETED": 24 * 3600})
+def test_a_turn_ends_in_time_and_the_next_one_goes_on_where_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retention, "SLICE", 2)
+    for n in range(5):
+        finished(add.delay(1, n), days=2)
+    keeper = retention.Retention()
+    monkeypatch.setattr(retention, "A_TURN", 1e-9)
+    turns = [keeper.tick() for _ in range(4)]
+    assert max(turns) == 2
+    assert sum(turns) == 5
+
+
+@override_settings(JOBS={"KEEP_COMPLETED": 24 * 3600})
+def test_after_a_pass_the_next_one_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    keeper = retention.Retention()
+    finished(add.delay(1, 2), days=2)
+    assert keeper.tick() == 1
+    finished(add.delay(1, 2), days=2)
+    assert keeper.tick() == 0
+    monkeypatch.setattr(keeper, "resting_until", 0.0)
+    assert keeper.tick() == 1
