@@ -14,8 +14,8 @@ from django.db import connection, connections, transaction
 from django.test.utils import CaptureQueriesContext
 
 from jobs import bulk as module
-from jobs import publisher
-from jobs.bulk import Item, bulk
+from jobs import keys, lifecycle, outbox, publisher
+from jobs.bulk import Enqueued, Item, bulk
 from jobs.context import correlated
 from jobs.errors import DeclarationError, KeyCannotBeMade, OptionError, PayloadError
 from jobs.models import Job, Key
@@ -295,6 +295,18 @@ def test_bulks_that_race_for_the_same_keys_make_one_job_of_each(sent: list[str])
     assert set.union(*(ids for _, ids in results)) == set(Job.objects.values_list("pk", flat=True))
 
 
+def test_keys_are_taken_in_their_order_so_that_bulks_never_wait_for_each_other(
+    sent: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[list[str | None]] = []
+    insert, take = lifecycle.insert_many, keys.take_many
+    monkeypatch.setattr(lifecycle, "insert_many", lambda jobs: taken.append([j.key for j in jobs]) or insert(jobs))
+    monkeypatch.setattr(keys, "take_many", lambda jobs, s: taken.append([j.key for j in jobs]) or take(jobs, s))
+    result = bulk([Once.s("b"), Charge.s(3), Once.s("a"), Charge.s(1), Charge.s(2)])
+    assert taken == [["once:a", "once:b"], ["charge:1", "charge:2", "charge:3", "once:a", "once:b"]]
+    assert [row(job_id).key for job_id in result.ids] == ["once:b", "charge:3", "once:a", "charge:1", "charge:2"]
+
+
 # --- Transactions and errors ------------------------------------------------------------------------
 
 
@@ -345,6 +357,23 @@ def test_an_error_of_the_first_thousand_leaves_nothing(sent: list[str]) -> None:
     with pytest.raises(PayloadError, match="Item 0: This is not JSON"):
         bulk(plain, [(object(),)])
     assert (Job.objects.count(), sent) == (0, [])
+
+
+def test_a_slice_that_fails_leaves_neither_rows_nor_keys(sent: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(jobs: Any) -> Any:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(outbox, "send_on_commit", fail)
+    with pytest.raises(ZeroDivisionError):
+        bulk(Once, ["a", "b"])
+    assert (Job.objects.count(), Key.objects.count(), sent) == (0, 0, [])
+
+
+def test_what_was_rolled_back_is_not_told_as_done(slices: list[str]) -> None:
+    done = Enqueued()
+    with transaction.atomic(), pytest.raises(PayloadError):
+        bulk(add, [(n, 2) for n in range(5)] + [("six", 7)], into=done)
+    assert (len(done), Job.objects.count()) == (0, 0)
 
 
 def test_an_error_of_the_callers_own_iterator_is_the_callers(slices: list[str]) -> None:
