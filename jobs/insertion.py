@@ -36,7 +36,7 @@ class _By:
     EACH_TIME = "t"  # for each row a parameter, or seconds by the clock
 
 
-_PLAIN = (str, int, float, bool)
+_PLAIN = {str, int, float, bool, type(None)}
 _UNLESS_TAKEN = "ON CONFLICT DO NOTHING"
 _ARRAYS = {
     "UUIDField": "uuid[]", "DateTimeField": "timestamptz[]", "FloatField": "float8[]", "BooleanField": "bool[]",
@@ -57,8 +57,10 @@ class _Column:
 
     def prepared(self, value: Any, connection: BaseDatabaseWrapper) -> Any:
         """A value as the database takes it."""
-        if type(value) in _PLAIN or (type(value) is UUID and connection.features.has_native_uuid_field):
+        if type(value) in _PLAIN:
             return value
+        if type(value) is UUID:
+            return value if connection.features.has_native_uuid_field else value.hex
         if isinstance(value, Enum):
             return value.value
         return self.field.get_db_prep_save(value, connection)
@@ -192,6 +194,8 @@ def _differing(column: _Column, values: list[Any], connection: BaseDatabaseWrapp
 def _each(column: _Column, values: list[Any], connection: BaseDatabaseWrapper) -> list[Any]:
     if column.kind == "JSONField":
         return [None if value is None else json.dumps(value) for value in values]
+    if set(map(type, values)) <= _PLAIN:
+        return values
     return [None if value is None else column.prepared(value, connection) for value in values]
 
 
