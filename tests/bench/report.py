@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.bench import measures, musts, systems
+from tests.bench import floor, measures, musts, systems
 from tests.bench.figures import Spread, ratios, short
 from tests.bench.measures.base import Sample
 from tests.bench.systems import SYSTEMS
@@ -89,6 +89,7 @@ def about(run: dict[str, Any]) -> str:
         f"{'A quick' if run['quick'] else 'A full'} run of {took} on {where}; load at its start {machine['load']}.",
         f"Versions: {versions}; {run['servers']}.",
         "Figures are medians over rounds, with the least and the most in brackets; ratios are taken within rounds.",
+        floor.described(run["floor"]),
         *run["warnings"],
     ]
     return "\n".join(lines)

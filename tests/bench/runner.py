@@ -22,7 +22,7 @@ from rich.markdown import Markdown
 from rich.text import Text
 
 from project.servers import ServerUnavailable
-from tests.bench import machine, musts, report, systems
+from tests.bench import floor, machine, musts, report, systems
 from tests.bench.actors import Producers
 from tests.bench.measures import MEASURES
 from tests.bench.measures.base import Bench, Case, Sample
@@ -69,6 +69,7 @@ class Run:
         self.samples: list[Sample] = []
         self.failed: dict[str, str] = {}
         self.warnings: list[str] = []
+        self.floor: dict[str, float] = {}
         self.now = ""
 
     def perform(self) -> int:
@@ -85,6 +86,8 @@ class Run:
             self.say("bench: starting private servers, making the tables of each system")
             with World(directory, chosen, sys.executable, str(self.peers)) as world, Producers(world) as producers:
                 self.failed |= world.broken
+                self.floor = floor.measured(world)
+                self.say(f"bench: {floor.described(self.floor)}")
                 self.measure(Bench(self.options, world, producers))
         finally:
             shutil.rmtree(directory, ignore_errors=True)
@@ -182,7 +185,8 @@ class Run:
         run = {
             "quick": o.quick, "took_s": round(took, 1), "machine": where, "versions": versions, "servers": SERVERS,
             "measures": o.measures, "settings": {system.name: system.described for system in o.systems},
-            "warnings": self.warnings, "failed": self.failed, "samples": [asdict(sample) for sample in self.samples],
+            "warnings": self.warnings, "failed": self.failed, "floor": self.floor,
+            "samples": [asdict(sample) for sample in self.samples],
         }  # fmt: skip
         path = DIRECTORY / ("bench-quick.json" if o.quick else "bench.json" if o.whole else "bench-part.json")
         for each in filter(None, (path, o.json)):
