@@ -14,7 +14,13 @@ from tests.bench.systems import SYSTEMS
 
 # What a table of a measure shows: a column's head, the figure, and whether more is better (None: no ratio).
 COLUMNS: dict[str, tuple[tuple[str, str, bool | None], ...]] = {
-    "enqueue": (("p50, µs", "p50_us", False), ("p99, µs", "p99_us", None), ("jobs/s", "jobs_s", None)),
+    "enqueue": (
+        ("p50, µs", "p50_us", False),
+        ("p99, µs", "p99_us", None),
+        ("jobs/s", "jobs_s", None),
+        ("statements", "statements", None),
+        ("WAL, bytes", "wal_bytes", None),
+    ),
     "bulk": (("jobs/s", "jobs_s", True), ("sending after that, µs a job", "sending_us", None)),
     "release": (("jobs/s", "jobs_s", None),),
     "drain": (("jobs/s", "jobs_s", True), ("worker's memory, MB", "memory_mb", None)),
@@ -27,6 +33,8 @@ COSTS = (
 )  # fmt: skip
 COST = "What one job of a drain costs the servers and the processors; milliseconds are of processor time:"
 BASE = "celery"
+# A statement that fewer of the jobs need is not shown; a longer one is clipped.
+SELDOM, WIDTH = 0.05, 100
 
 
 class Findings:
@@ -73,7 +81,7 @@ def markdown(run: dict[str, Any]) -> str:
         parts += [case_table(found, measure, case) for case in found.cases(measure)]
         if measure == "drain" and found.cases("drain"):
             parts += [COST, cost_table(found)]
-    parts += ["### Settings", settings_table(run)]
+    parts += [statement_tables(found), "### Settings", settings_table(run)]
     if run["failed"]:
         parts += ["### Not measured", *(f"* {name}: {why}" for name, why in run["failed"].items())]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -128,6 +136,45 @@ def cost_table(found: Findings) -> str:
             cells = [middle(found.spread(("drain", case, name), figure)) for _, figure in COSTS]
             rows.append([f"{SYSTEMS[name].title}, {case}", *cells])
     return table(["a job of", *(head for head, _ in COSTS)], rows)
+
+
+def statement_tables(found: Findings) -> str:
+    """What our jobs ask of PostgreSQL, statement by statement, where it was counted."""
+    parts = []
+    for measure, case in (("enqueue", "outside"), ("drain", "prefork")):
+        for name in found.systems(measure, case):
+            rows = statements(found, (measure, case, name)) if SYSTEMS[name].ours else []
+            if rows:
+                heads = [f"{measure}, {SYSTEMS[name].title}", "times a job", "ms each", "WAL, bytes each"]
+                parts.append(table(heads, rows))
+    return "\n\n".join(["### Statements of a job", *parts]) if parts else ""
+
+
+def statements(found: Findings, place: tuple[str, str, str]) -> list[list[str]]:
+    """A line for each statement that a noticeable part of the jobs needs, over all rounds of a case."""
+    calls: dict[str, list[float]] = {}
+    samples = [one for one in found.samples if (one.measure, one.case, one.system) == place]
+    for sample in samples:
+        for row in sample.more.get("statements", []):
+            seen = calls.setdefault(row["query"], [0, 0.0, 0.0])
+            calls[row["query"]] = [seen[0] + row["calls"], seen[1] + row["ms"], seen[2] + row["wal_bytes"]]
+    jobs = sum(sample.more.get("jobs", 0) for sample in samples) or 1
+    common = sorted(((times / jobs, query) for query, (times, _, _) in calls.items()), reverse=True)
+    return [
+        [f"`{clipped(query)}`", short(times), short(calls[query][1] / calls[query][0]),
+         short(calls[query][2] / calls[query][0])]
+        for times, query in common if times >= SELDOM
+    ]  # fmt: skip
+
+
+def clipped(query: str) -> str:
+    """A statement in one short line, in which nothing can be taken for the end of a cell or of code.
+
+    >>> clipped("SELECT a || b FROM t"), clipped("SELECT " + "column, " * 40)[-9:]
+    ('SELECT a ‖ b FROM t', ', colum …')
+    """
+    clean = query.replace("||", "‖").replace("|", "¦").replace("`", "'")
+    return clean if len(clean) <= WIDTH else f"{clean[:WIDTH].rstrip(', ')} …"
 
 
 def settings_table(run: dict[str, Any]) -> str:

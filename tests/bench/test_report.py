@@ -87,3 +87,16 @@ def test_a_run_is_published_between_the_marks_of_the_page(tmp_path: Path) -> Non
 def test_a_run_that_is_not_there_is_one_sentence(tmp_path: Path, capsys: Any) -> None:
     assert publish.main([str(tmp_path / "none.json")], tmp_path / "page.md") == 2
     assert "make bench" in capsys.readouterr().err
+
+
+def test_statements_are_counted_by_the_job_over_all_rounds() -> None:
+    def round_(number: int, calls: int, ms: float) -> Sample:
+        rows = [
+            {"query": "UPDATE jobs_job", "calls": calls, "ms": ms, "wal_bytes": 200.0 * calls},
+            {"query": "SELECT seldom", "calls": 1, "ms": 9.0, "wal_bytes": 0.0},
+        ]
+        return Sample("drain", "prefork", "mainstay", number, {"jobs_s": 1.0}, {"jobs": 100, "statements": rows})
+
+    text = report.statement_tables(report.Findings([round_(1, 200, 20.0), round_(2, 200, 60.0)]))
+    assert "| `UPDATE jobs_job` | 2.00 | 0.20 | 200 |" in text
+    assert "seldom" not in text

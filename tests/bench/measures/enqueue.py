@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from tests.bench import figures
 from tests.bench.measures.base import Bench, Case, Sample
+from tests.bench.meter import SHOWN, Meter
 from tests.bench.options import Options
 from tests.bench.systems import System
 
@@ -28,10 +29,14 @@ def take(bench: Bench, case: Case, number: int) -> Sample:
     bench.world.reset(case.system)
     producer = bench.producers.of(case.system)
     producer.ask("enqueue", first=bench.numbers(20), count=20, inside=inside)
+    meter = Meter(bench.world, case.system)
+    meter.start()
     took = producer.ask("enqueue", first=bench.numbers(count), count=count, inside=inside)["took_us"]
     found = {
         "p50_us": figures.quantile(took, 0.5),
         "p99_us": figures.quantile(took, 0.99),
         "jobs_s": count / (sum(took) / 1e6),
+        **meter.per_job(count),
     }
-    return Sample("enqueue", case.case, case.system.name, number, found, {"took_us": [round(t, 1) for t in took]})
+    more = {"took_us": [round(t, 1) for t in took], "jobs": count, "statements": meter.statements()[:SHOWN]}
+    return Sample("enqueue", case.case, case.system.name, number, found, more)
