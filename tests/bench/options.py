@@ -11,7 +11,7 @@ from pathlib import Path
 from tests.bench import systems
 from tests.bench.systems import System
 
-MEASURES = ("enqueue", "bulk", "release", "drain", "pickup")
+MEASURES = ("enqueue", "bulk", "release", "pickup", "drain")
 OFF = ("", "0", "no", "false")
 
 
@@ -37,29 +37,34 @@ class Options:
         return self.measures == MEASURES and len(self.systems) == len(systems.ALL)
 
     @property
+    def budget(self) -> float:
+        """Seconds after which no further sample is begun: a quick run ends in time on a slow machine too."""
+        return 165.0 if self.quick and self.rounds is None else float("inf")
+
+    @property
     def seconds(self) -> float:
         """How long one drain is to take, about, without its warm-up."""
-        return 1.5 if self.quick else 3.5
+        return 1.2 if self.quick else 3.5
 
     @property
     def idle_seconds(self) -> float:
         """How long one look at an idle system takes."""
-        return 3.0 if self.quick else 5.0
+        return 1.5 if self.quick else 5.0
 
     @property
     def calls(self) -> int:
         """Calls in one round of enqueueing."""
-        return 150 if self.quick else 400
+        return 100 if self.quick else 400
 
     @property
     def bulk(self) -> int:
         """Jobs in one round of bulk."""
-        return 2000 if self.quick else 5000
+        return 1000 if self.quick else 5000
 
     @property
     def released(self) -> int:
         """Rows in one round of release."""
-        return 1500 if self.quick else 3000
+        return 1000 if self.quick else 3000
 
 
 def parse(arguments: Sequence[str] | None = None) -> Options:

@@ -70,11 +70,12 @@ class Run:
         self.failed: dict[str, str] = {}
         self.warnings: list[str] = []
         self.floor: dict[str, float] = {}
+        self.late: list[str] = []
+        self.began = time.monotonic()
         self.now = ""
 
     def perform(self) -> int:
         """Measure, tell, keep; return the exit code."""
-        began = time.monotonic()
         where = machine.described()
         self.say(self.headline(where))
         self.warn(machine.warning(where["load"], where["processors"]))
@@ -91,7 +92,7 @@ class Run:
                 self.measure(Bench(self.options, world, producers))
         finally:
             shutil.rmtree(directory, ignore_errors=True)
-        return self.conclude(where, versions, time.monotonic() - began)
+        return self.conclude(where, versions, time.monotonic() - self.began)
 
     def headline(self, where: dict[str, Any]) -> str:
         """What is measured, and on what."""
@@ -133,6 +134,9 @@ class Run:
             turn = number % len(cases) if cases else 0
             for place, case in enumerate([*cases[turn:], *cases[:turn]], 1):
                 if self.given_up(case):
+                    continue
+                if time.monotonic() - self.began > self.options.budget:
+                    self.late.append(f"round {number} of {case.title}")
                     continue
                 self.now = f"{name}: round {number} of {rounds}, {place} of {len(cases)}: {case.title}"
                 self.take(bench, case, number)
@@ -194,6 +198,8 @@ class Run:
         self.show(path.with_suffix(".md").read_text())
         if o.quick:
             self.say(f"QUICK left out {left_out(o)}")
+        if self.late:
+            self.say(f"there was no time left for {', '.join(self.late)}")
         verdicts = [v for v in musts.judged(report.Findings(self.samples).by_case) if v.ratio is not None]
         unmet = [verdict.must.what for verdict in verdicts if verdict.status == "NOT MET"]
         self.say(f"musts not met: {'; '.join(unmet) or 'none'}, of {len(verdicts)} that were measured")

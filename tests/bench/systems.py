@@ -29,7 +29,7 @@ class System:
 
     ``pools`` has the commands of its workers for each way to run them. ``kept`` is SQL, ``kept_in_redis`` a sorted set,
     that counts the jobs whose outcome is recorded. ``pace`` is a guess at its jobs per second, for the first round.
-    ``brief`` says whether a quick run drains it too.
+    ``brief`` says whether a quick run drains it too. ``twin`` is a system that enqueues by the same calls.
     """
 
     name: str
@@ -50,6 +50,7 @@ class System:
     said: str = ""
     root: str = str(ROOT)
     brief: bool = True
+    twin: str = ""
 
     @property
     def described(self) -> str:
@@ -113,12 +114,13 @@ ALL = (
     System(
         "rq", "RQ, forking workers", "rq_peer", "a Redis hash, for 500 s",
         {"prefork": "{python} -m rq.cli worker-pool default --num-workers 2 --url {broker} --quiet"}, 60, "rq",
+        brief=False,
         kept_in_redis="rq:finished:default", bulk="enqueue_many", said="its default worker",
     ),
     System(
         "rq-simple", "RQ, SimpleWorker", "rq_peer", "a Redis hash, for 500 s",
         {"prefork": "{python} -m rq.cli worker-pool default --num-workers 2 --url {broker} --quiet "
-                    "--worker-class rq.worker.SimpleWorker"}, 300, "rq",
+                    "--worker-class rq.worker.SimpleWorker"}, 300, "rq", twin="rq",
         kept_in_redis="rq:finished:default", bulk="enqueue_many", said="runs bodies in the worker itself, without its "
         "protection from them",
     ),

@@ -44,13 +44,24 @@ class Sample:
 
 @dataclass(slots=True)
 class Bench:
-    """What measures are taken on. ``pace`` is the jobs per second that a case showed last."""
+    """What measures are taken on. ``pace`` is the jobs per second that a case showed last;
+    ``speed``, how much of what was guessed of it another one reached, is for those that have shown none yet."""
 
     options: Options
     world: World
     producers: Producers
     pace: dict[str, float] = field(default_factory=dict)
+    speed: float = 1.0
     first: int = 0
+
+    def expected(self, case: Case) -> float:
+        """About how many jobs per second to expect of a case."""
+        return self.pace.get(case.title, case.system.pace * self.speed)
+
+    def saw(self, case: Case, rate: float) -> None:
+        """Remember what a case showed."""
+        self.pace[case.title] = rate
+        self.speed = min(1.0, max(0.1, rate / case.system.pace))
 
     def numbers(self, count: int) -> int:
         """The first of ``count`` numbers that no job of this run has had."""

@@ -13,13 +13,14 @@ ABOUT = (
     "Jobs per second until all rows have committed (for queues that keep no rows: until all are sent), 1,000 at a time "
     "by the system's own call for many, by a loop where it has none. What sending takes after that is said apart."
 )
-ROUNDS = {"quick": 3, "full": 7}
+ROUNDS = {"quick": 2, "full": 7}
 SIZE = 1000
 
 
 def cases(options: Options, systems: Sequence[System]) -> list[Case]:
     """Stock Celery, whose loop is the measure, those with a call for many, and ours."""
-    return [Case("bulk", "", system) for system in systems if system.ours or system.bulk or system.name == "celery"]
+    wanted = [system for system in systems if system.ours or system.bulk or system.name == "celery"]
+    return [Case("bulk", "", system) for system in wanted if not system.twin]
 
 
 def take(bench: Bench, case: Case, number: int) -> Sample:

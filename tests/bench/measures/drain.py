@@ -35,7 +35,7 @@ def cases(options: Options, systems: Sequence[System]) -> list[Case]:
 def take(bench: Bench, case: Case, number: int) -> Sample:
     """Drain one backlog."""
     system, world = case.system, bench.world
-    count = size(bench.pace.get(case.title, system.pace), bench.options.seconds)
+    count = size(bench.expected(case), bench.options.seconds)
     world.reset(system)
     with Workers(world, system, system.aides) as aides:
         bench.producers.of(system).ask("many", first=bench.numbers(count), count=count, size=1000)
@@ -53,7 +53,7 @@ def take(bench: Bench, case: Case, number: int) -> Sample:
             memory = {"memory_mb": footprint.memory_mb(workers.pids), "aide_mb": footprint.memory_mb(aides.pids)}
             per_job, statements, commands = meter.per_job(count), meter.statements()[:SHOWN], meter.commands()
             verify(world, system, count)
-    bench.pace[case.title] = rate
+    bench.saw(case, rate)
     more = {"jobs": count, "took": end - began, "statements": statements, "commands": commands}
     return Sample("drain", case.case, system.name, number, {"jobs_s": rate, **cost, **memory, **per_job}, more)
 
