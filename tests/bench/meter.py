@@ -18,7 +18,8 @@ SHOWN = 12
 STATEMENTS = f"""
     SELECT query, calls, total_exec_time, wal_bytes FROM pg_stat_statements s
     JOIN pg_database d ON d.oid = s.dbid JOIN pg_roles r ON r.oid = s.userid
-    WHERE d.datname = %s AND r.rolname <> '{WATCHER}' ORDER BY calls DESC, total_exec_time DESC
+    WHERE d.datname = %s AND r.rolname <> '{WATCHER}' AND query NOT LIKE '%%pg_stat_force%%'
+    ORDER BY calls DESC, total_exec_time DESC
 """
 
 

@@ -44,7 +44,7 @@ class Options:
     @property
     def seconds(self) -> float:
         """How long one drain is to take, about, without its warm-up."""
-        return 1.2 if self.quick else 3.5
+        return 1.4 if self.quick else 3.5
 
     @property
     def idle_seconds(self) -> float:

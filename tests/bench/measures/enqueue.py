@@ -32,6 +32,7 @@ def take(bench: Bench, case: Case, number: int) -> Sample:
     meter = Meter(bench.world, case.system)
     meter.start()
     took = producer.ask("enqueue", first=bench.numbers(count), count=count, inside=inside)["took_us"]
+    producer.ask("rest")
     found = {
         "p50_us": figures.quantile(took, 0.5),
         "p99_us": figures.quantile(took, 0.99),
