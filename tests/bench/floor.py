@@ -52,6 +52,15 @@ def described(floor: dict[str, float]) -> str:
 
     >>> described({"select_us": 81.0, "commit_us": 913.4})
     'The floor here: a round trip to PostgreSQL 81.0 µs, an INSERT of one row with its commit 913 µs.'
+    >>> described({"sync_us": 250.0, "sync_us_end": 900.0})
+    'The floor here: a sync of 8 kB to the disk 250 (at the end 900) µs.'
     """
-    parts = [f"{words} {figures.short(floor[name])} µs" for name, words in NAMES.items() if name in floor]
+    parts = [f"{words} {_value(floor, name)} µs" for name, words in NAMES.items() if name in floor]
     return f"The floor here: {', '.join(parts)}." if parts else ""
+
+
+def _value(floor: dict[str, float], name: str) -> str:
+    """A figure, and that of the end where it was another one."""
+    start, end = floor[name], floor.get(f"{name}_end")
+    later = "" if end is None or 0.67 < end / start < 1.5 else f" (at the end {figures.short(end)})"
+    return f"{figures.short(start)}{later}"

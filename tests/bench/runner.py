@@ -90,6 +90,7 @@ class Run:
                 self.floor = floor.measured(world)
                 self.say(f"bench: {floor.described(self.floor)}")
                 self.measure(Bench(self.options, world, producers))
+                self.floor |= {f"{name}_end": value for name, value in floor.measured(world).items()}
         finally:
             shutil.rmtree(directory, ignore_errors=True)
         return self.conclude(where, versions, time.monotonic() - self.began)
