@@ -21,7 +21,11 @@ COLUMNS: dict[str, tuple[tuple[str, str, bool | None], ...]] = {
         ("statements", "statements", None),
         ("WAL, bytes", "wal_bytes", None),
     ),
-    "bulk": (("jobs/s", "jobs_s", True), ("sending after that, µs a job", "sending_us", None)),
+    "bulk": (
+        ("jobs/s", "jobs_s", True),
+        ("sending after that, µs a job", "sending_us", None),
+        ("jobs/s until sent", "sent_s", None),
+    ),
     "release": (("jobs/s", "jobs_s", None),),
     "drain": (("jobs/s", "jobs_s", True), ("worker's memory, MB", "memory_mb", None)),
     "pickup": (("p50, ms", "p50_ms", False), ("p99, ms", "p99_ms", None)),
