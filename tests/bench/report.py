@@ -174,8 +174,8 @@ def statements(found: Findings, place: tuple[str, str, str]) -> list[list[str]]:
 def clipped(query: str) -> str:
     """A statement in one short line, in which nothing can be taken for the end of a cell or of code.
 
-    >>> clipped("SELECT a || b FROM t"), clipped("SELECT " + "column, " * 40)[-9:]
-    ('SELECT a ‖ b FROM t', ', colum …')
+    >>> clipped("SELECT a || b FROM t"), len(clipped("SELECT " + "column, " * 40))
+    ('SELECT a ‖ b FROM t', 102)
     """
     clean = query.replace("||", "‖").replace("|", "¦").replace("`", "'")
     return clean if len(clean) <= WIDTH else f"{clean[:WIDTH].rstrip(', ')} …"
