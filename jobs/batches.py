@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
-from amqp.exceptions import MessageNacked
+from amqp.exceptions import AMQPError, MessageNacked
 
 from jobs.messages import Message
 
@@ -134,7 +134,7 @@ class _Confirmations:
             channel.events[event].add(getattr(self, f"_{event}"))
 
     def publish_all(self, producer: Any, parcels: Sequence[Parcel], put: Put) -> None:
-        """Publish without waiting; an error of one message is kept, unless it took the channel with it."""
+        """Publish without waiting; the error of a message is kept, unless it was RabbitMQ's, and so the channel's."""
         for self._place, parcel in enumerate(parcels):
             for message in parcel:
                 if task_id := message.options.get("correlation_id"):
@@ -142,8 +142,8 @@ class _Confirmations:
                 try:
                     put(message, producer)
                 except Exception as error:
-                    if not producer.channel.is_open or isinstance(error, OSError):
-                        raise
+                    if isinstance(error, AMQPError | OSError):
+                        raise  # the channel is a new one now, on which nothing is confirmed
                     self.failed[self._place] = error
         self._place = len(parcels)
 
