@@ -34,6 +34,8 @@ _AMQP: dict[int, int] = {Priority.CRITICAL: 9, Priority.HIGH: 6, Priority.NORMAL
 # What transports count among the broker's failures for the sake of their consumers. To a sender an unknown queue
 # (a KeyError), and a queue or an exchange that RabbitMQ has not, or has otherwise, are faults of the one message.
 _OF_THE_MESSAGE = (LookupError, NotFound, PreconditionFailed)
+# So says Redis where somebody keeps something else under the name of a queue.
+_OF_THE_QUEUE = "WRONGTYPE Operation"
 NO_ROUTE = 312
 
 # The jobs whose message may not have gone, and why.
@@ -393,7 +395,8 @@ def in_use() -> Publisher:
 def _judged(raised: Exception, way: Way | None) -> BrokerUnavailable | Unsendable:
     """Whose fault an error is: the broker's, or that of the one message."""
     error = _unwrapped(raised)
-    unavailable = way is None or (isinstance(error, _failures_of(way)) and not isinstance(error, _OF_THE_MESSAGE))
+    of_the_message = isinstance(error, _OF_THE_MESSAGE) or _OF_THE_QUEUE in str(error)
+    unavailable = way is None or (isinstance(error, _failures_of(way)) and not of_the_message)
     judged = (BrokerUnavailable if unavailable else Unsendable)(_sentence(error))
     judged.__cause__ = error
     return judged

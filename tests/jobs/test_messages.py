@@ -130,3 +130,20 @@ def by_hand(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(Maker, "copied", noted)
     return made
+
+
+def test_what_celery_makes_in_another_way_is_left_to_celery(
+    unpaused: Publisher, wire: Callable[[], Wire], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the next version may: a copy is only sent where it was seen to be what Celery makes."""
+    amqp = unpaused.app.amqp
+
+    def as_next_year(*args: Any, **options: Any) -> Any:
+        message = type(amqp).as_task_v2(amqp, *args, **options)
+        message.headers["place"] = f"{message.headers['group']}:{message.headers['group_index']}"
+        return message
+
+    monkeypatch.setitem(amqp.__dict__, "create_task_message", as_next_year)
+    jobs = [recorded(**IDS, group_index=n) for n in range(3)]
+    assert unpaused.publish_many(jobs) == {}
+    assert [message["headers"]["place"] for message in wire()] == [f"{IDS['group_id']}:{n}" for n in range(3)]
