@@ -31,6 +31,7 @@ from jobs.transport import OF_THE_CONTENT, ForgivingQoS, envelope
 logger = logging.getLogger("jobs.worker")
 
 MOST = 128  # messages that are taken at once, however many may be held
+LARGE = 4 * 1024 * 1024  # bytes that are taken at once, as far as the last ones tell how large messages are
 LINGER = 0.01  # seconds that an acknowledgement waits for others
 TOGETHER = 100  # acknowledgements that are sent at once without waiting
 HOLD = 0.01  # seconds that free places wait for others, while the pool has more than enough to do
@@ -274,6 +275,7 @@ class Channel(redis.Channel):  # type: ignore[misc, unused-ignore]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._batch = 1
+        self._portion = MOST
         self._lost: deque[float] = deque(maxlen=10)
         self._waiting: deque[Taken] = deque()
         super().__init__(*args, **kwargs)
@@ -345,7 +347,8 @@ class Channel(redis.Channel):  # type: ignore[misc, unused-ignore]
         if "can_consume" in vars(self.qos) or type(self._queue_cycle) not in _TURNING:
             return 1  # somebody decides before each message
         free = self.qos.can_consume_max_estimate()
-        return min(self._batch, MOST if free is None else free)
+        most = min(self._batch, self._portion)
+        return most if free is None else min(most, free)
 
     def _holds_out(self) -> bool:
         """Whether to wait a moment until more places are free; else each look would bring but one message.
@@ -436,9 +439,9 @@ class Channel(redis.Channel):  # type: ignore[misc, unused-ignore]
 
     def _with_more(self, first: Taken) -> list[Taken]:
         """Note what was popped, and take more in the same step."""
-        fetch = self._fetch(
-            self._queue_cycle.consume(len(self.active_queues)), max(self._room() - 1, 0), first.tag, first.entry
-        )
+        # A client that sends a command again when the answer is late would take twice, and answer once.
+        wanted = self._room() - 1 if self.supports_batch_publish else 0
+        fetch = self._fetch(self._queue_cycle.consume(len(self.active_queues)), max(wanted, 0), first.tag, first.entry)
         try:
             more = self._taken(fetch, lambda: self._run_script("EVALSHA", FETCH_SHA, fetch))
         except self.connection_errors:
@@ -466,6 +469,8 @@ class Channel(redis.Channel):  # type: ignore[misc, unused-ignore]
             self._without_script(error)
             return None
         self._more = bool(more)
+        if answer:
+            self._portion = max(min(LARGE * len(answer[2::3]) // sum(map(len, answer[2::3])), MOST), 1)
         return [
             self._noted(fetch.queues[place - 1], bytes_to_str(tag), content)
             for place, tag, content in zip(answer[::3], answer[1::3], answer[2::3], strict=True)

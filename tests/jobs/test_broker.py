@@ -200,6 +200,31 @@ def test_a_window_without_end_is_filled_in_portions(connect: Callable[..., Conne
     assert max(sizes) <= room.MOST + 1
 
 
+def test_a_client_that_repeats_commands_takes_nothing_by_them(connect: Callable[..., Connection], wire: Redis) -> None:
+    send(connect(), *range(9))
+    worker = Looped(connect(retry_on_timeout=True), window=4)
+    worker.channel.connection.cycle.on_poll_start()
+    worker.channel._brpop_read()
+    assert (worker.bodies, wire.llen("q")) == ([0], 8)
+    worker.until(lambda: len(worker.messages) == 4)
+    assert wire.hlen("unacked") == 4
+
+
+def test_large_messages_are_taken_in_smaller_portions(
+    connect: Callable[..., Connection], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "LARGE", 10_000)
+    send(connect(), *("x" * 3_000 for _ in range(20)))
+    sizes = []
+    connection = connect()
+    connection.default_channel._batch = 2
+    worker = Looped(connection, window=0)
+    hand_over = worker.channel._hand_over
+    worker.channel._hand_over = lambda: (sizes.append(len(worker.channel._waiting)), hand_over())
+    worker.until(lambda: len(worker.messages) == 20)
+    assert max(sizes) <= 3
+
+
 def test_where_somebody_decides_before_each_message_one_is_taken_at_a_time(connect: Callable[..., Connection]) -> None:
     send(connect(), *range(10))
     worker = Looped(connect(), window=8)
