@@ -35,7 +35,7 @@ LARGE = 4 * 1024 * 1024  # bytes that are taken at once, as far as the last ones
 LINGER = 0.01  # seconds that an acknowledgement waits for others
 TOGETHER = 100  # acknowledgements that are sent at once without waiting
 HOLD = 0.01  # seconds that free places wait for others, while the pool has more than enough to do
-TURN = 0.005  # seconds after which the event loop has its turn between two messages
+TURN = 0.02  # seconds after which the event loop has its turn between two messages
 SLOW = 0.1  # seconds that only a consumer needs for a message which runs the job itself
 RETRY = 1.0  # seconds after which acknowledgements that the broker did not take are sent again
 
@@ -510,7 +510,8 @@ class Channel(redis.Channel):  # type: ignore[misc, unused-ignore]
             now = monotonic()
             self._batch = 1 if now - began > SLOW else min(2 * self._batch, MOST)
             if now > turn and self._waiting and self.in_loop:
-                self.loop.call_soon(self._hand_over)
+                # Not call_soon: what is called by it waits for the next event before it is called again.
+                self.loop.call_later(0.001, self._hand_over)
                 break
         if failed is not None:
             raise failed
