@@ -22,6 +22,7 @@ from jobs import shown
 from jobs.admin import timeline
 from jobs.admin.buttons import ActingAdmin, Verb
 from jobs.admin.filters import ByAge, ByTask, linked
+from jobs.admin.paginator import OrderedPaginator
 from jobs.admin.tracebacks import Traceback
 from jobs.admin.wording import exactly, job_address, label, short_id, short_task, when
 from jobs.errors import JobsError, PayloadError
@@ -29,7 +30,7 @@ from jobs.leap import occurring
 from jobs.masking import mask
 from jobs.models import Job
 
-MOST_ALIKE = 1000
+MOST_ALIKE = 100
 FAT_COLUMNS = ("payload", "headers", "traceback", "attempts", "closing_reason")
 TONES = {
     Status.OPEN: "failed",
@@ -114,6 +115,7 @@ class DeadLetterAdmin(ActingAdmin):
     search_fields = ("id",)
     search_help_text = "A letter's number, a job's id, or the beginning of a task's name."
     verbs = (REPLAY, RESOLVE, DISCARD)
+    paginator = OrderedPaginator
     page_template = "dlq/letter.html"
     empty_template = "dlq/no_letters.html"
 

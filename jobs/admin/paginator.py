@@ -17,6 +17,7 @@ class CappedPaginator(Paginator):
     """A paginator that stops counting, and paging, after ``CAP`` rows."""
 
     CAP = 10_000
+    in_order = False
 
     @cached_property
     def count(self) -> int:
@@ -31,4 +32,10 @@ class CappedPaginator(Paginator):
     @cached_property
     def _counted(self) -> int:
         rows: Any = self.object_list
-        return int(rows.order_by()[: self.CAP + 1].count())
+        return int((rows if self.in_order else rows.order_by())[: self.CAP + 1].count())
+
+
+class OrderedPaginator(CappedPaginator):
+    """One that counts along the index of the order, where rows are too wide to be looked at for it."""
+
+    in_order = True
