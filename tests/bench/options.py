@@ -44,12 +44,12 @@ class Options:
     @property
     def seconds(self) -> float:
         """How long one drain is to take, about, without its warm-up."""
-        return 1.4 if self.quick else 3.5
+        return 1.4 if self.quick else 2.5
 
     @property
     def idle_seconds(self) -> float:
         """How long one look at an idle system takes."""
-        return 1.5 if self.quick else 5.0
+        return 1.5 if self.quick else 4.0
 
     @property
     def calls(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ COST = "What one job of a drain costs the servers and the processors; millisecon
 BASE = "celery"
 # A statement that fewer of the jobs need is not shown; a longer one is clipped.
 SELDOM, WIDTH = 0.05, 100
+LONGEST = 124
 
 
 class Findings:
@@ -88,7 +90,17 @@ def markdown(run: dict[str, Any]) -> str:
     parts += [statement_tables(found), "### Settings", settings_table(run)]
     if run["failed"]:
         parts += ["### Not measured", *(f"* {name}: {why}" for name, why in run["failed"].items())]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    return wrapped("\n\n".join(part for part in parts if part)) + "\n"
+
+
+def wrapped(text: str) -> str:
+    """The same with no long lines but those of tables."""
+    lines = []
+    for each in text.splitlines():
+        indent = "  " if each.startswith("* ") else ""
+        long = len(each) > LONGEST and not each.startswith("|")
+        lines += textwrap.wrap(each, LONGEST, subsequent_indent=indent, break_long_words=False) if long else [each]
+    return "\n".join(lines)
 
 
 def about(run: dict[str, Any]) -> str:
@@ -174,11 +186,11 @@ def statements(found: Findings, place: tuple[str, str, str]) -> list[list[str]]:
 def clipped(query: str) -> str:
     """A statement in one short line, in which nothing can be taken for the end of a cell or of code.
 
-    >>> clipped("SELECT a || b FROM t"), len(clipped("SELECT " + "column, " * 40))
-    ('SELECT a ‖ b FROM t', 102)
+    >>> clipped("SELECT a || b FROM t"), clipped("SELECT " + "column, " * 40)[-8:]
+    ('SELECT a ‖ b FROM t', 'column …')
     """
     clean = query.replace("||", "‖").replace("|", "¦").replace("`", "'")
-    return clean if len(clean) <= WIDTH else f"{clean[:WIDTH].rstrip(', ')} …"
+    return clean if len(clean) <= WIDTH else f"{clean[:WIDTH].rpartition(' ')[0].rstrip(',')} …"
 
 
 def settings_table(run: dict[str, Any]) -> str:

@@ -65,6 +65,11 @@ def test_a_busy_machine_is_said_in_the_report() -> None:
     assert "The machine is busy" in report.markdown(run(*TWO, warnings=["The machine is busy (load 3)."]))
 
 
+def test_no_line_but_those_of_tables_is_long() -> None:
+    text = report.markdown(run(*TWO, servers="private and " * 40, failed={"rq": "it crashed " * 30}))
+    assert [line for line in text.splitlines() if len(line) > 130 and not line.startswith("|")] == []
+
+
 def test_a_run_is_kept_as_json_with_its_tables_beside_it(tmp_path: Path) -> None:
     report.write(tmp_path / "new" / "run.json", run(*TWO))
     kept = json.loads((tmp_path / "new" / "run.json").read_text())
