@@ -11,7 +11,7 @@ from pathlib import Path
 from tests.bench import systems
 from tests.bench.systems import System
 
-MEASURES = ("enqueue", "bulk", "release", "pickup", "drain")
+MEASURES = ("enqueue", "bulk", "release", "pickup", "drain", "scale")
 OFF = ("", "0", "no", "false")
 
 
@@ -50,6 +50,11 @@ class Options:
     def idle_seconds(self) -> float:
         """How long one look at an idle system takes."""
         return 1.5 if self.quick else 4.0
+
+    @property
+    def history(self) -> int:
+        """Rows of the longest history whose cost is measured; 0 for none."""
+        return 0 if self.quick else 300_000
 
     @property
     def calls(self) -> int:

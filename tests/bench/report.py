@@ -82,12 +82,15 @@ def markdown(run: dict[str, Any]) -> str:
     """All tables of a run."""
     found = Findings(Sample(**sample) for sample in run["samples"])
     parts = [about(run), must_table(found)]
-    for measure in run["measures"]:
+    for measure in (name for name in run["measures"] if name in measures.MEASURES):
         parts += [f"### {measure.capitalize()}", measures.MEASURES[measure].ABOUT]
         parts += [case_table(found, measure, case) for case in found.cases(measure)]
         if measure == "drain" and found.cases("drain"):
             parts += [COST, cost_table(found)]
     parts += [statement_tables(found), "### Settings", settings_table(run)]
+    if run.get("history"):
+        said = [line for line in run["history"] if not line.startswith("|")]
+        parts += ["### History", "\n".join(said), "\n".join(line for line in run["history"] if line not in said)]
     if run["failed"]:
         parts += ["### Not measured", *(f"* {name}: {why}" for name, why in run["failed"].items())]
     return wrapped("\n\n".join(part for part in parts if part)) + "\n"

@@ -21,6 +21,7 @@ from rich.live import Live
 from rich.markdown import Markdown
 from rich.text import Text
 
+from project import processes
 from project.servers import ServerUnavailable
 from tests.bench import floor, machine, musts, report, systems
 from tests.bench.actors import Producers
@@ -71,6 +72,7 @@ class Run:
         self.warnings: list[str] = []
         self.floor: dict[str, float] = {}
         self.late: list[str] = []
+        self.history: list[str] = []
         self.began = time.monotonic()
         self.now = ""
 
@@ -91,6 +93,7 @@ class Run:
                 self.say(f"bench: {floor.described(self.floor)}")
                 self.measure(Bench(self.options, world, producers))
                 self.floor |= {f"{name}_end": value for name, value in floor.measured(world).items()}
+            self.measure_history(directory)
         finally:
             shutil.rmtree(directory, ignore_errors=True)
         return self.conclude(where, versions, time.monotonic() - self.began)
@@ -124,10 +127,27 @@ class Run:
     def measure(self, bench: Bench) -> None:
         """Take every measure."""
         with self.progress():
-            for name in self.options.measures:
+            for name in (name for name in self.options.measures if name in MEASURES):
                 cases = MEASURES[name].cases(self.options, self.options.systems)
                 rounds = self.options.rounds or MEASURES[name].ROUNDS["quick" if self.options.quick else "full"]
                 self.rounds(bench, name, cases, rounds)
+
+    def measure_history(self, directory: Path) -> None:
+        """Hand over to the command that measures how cost grows with history, and keep what it says."""
+        if "scale" not in self.options.measures or not self.options.history:
+            return
+        self.say("bench: how cost grows with history")
+        log = directory / "scale.log"
+        command = [sys.executable, "-m", "tests.scale", "--rows", str(self.options.history)]
+        process = processes.start(command, log=log, directory=ROOT)
+        try:
+            code = process.wait()
+        finally:
+            processes.end(process)
+        said = [line.rpartition("\r")[2].rstrip() for line in log.read_text(errors="replace").split("\n")]
+        self.history = [line for line in said if line]
+        if code:
+            self.failed["scale"] = self.history[-1] if self.history else f"it ended with {code}"
 
     def rounds(self, bench: Bench, name: str, cases: Sequence[Case], rounds: int) -> None:
         """Everybody in turn, round by round; who was first is last next time."""
@@ -190,7 +210,7 @@ class Run:
         run = {
             "quick": o.quick, "took_s": round(took, 1), "machine": where, "versions": versions, "servers": SERVERS,
             "measures": o.measures, "settings": {system.name: system.described for system in o.systems},
-            "warnings": self.warnings, "failed": self.failed, "floor": self.floor,
+            "warnings": self.warnings, "failed": self.failed, "floor": self.floor, "history": self.history,
             "samples": [asdict(sample) for sample in self.samples],
         }  # fmt: skip
         path = DIRECTORY / ("bench-quick.json" if o.quick else "bench.json" if o.whole else "bench-part.json")
@@ -218,12 +238,13 @@ class Run:
 def left_out(options: Options) -> str:
     """What a quick run does not measure, in words."""
     words = []
-    for name in options.measures:
+    for name in (name for name in options.measures if name in MEASURES):
         module = MEASURES[name]
         whole = Options(systems=options.systems)
         missing = len(module.cases(whole, options.systems)) - len(module.cases(options, options.systems))
         rounds = f"{module.ROUNDS['quick']} rounds instead of {module.ROUNDS['full']}"
         words.append(f"{name}: {missing} of its cases, and {rounds}" if missing else f"{name}: no case, but {rounds}")
+    words += ["scale"] if "scale" in options.measures else []
     return "; ".join(words)
 
 
