@@ -19,8 +19,6 @@ from jobs import batches, outbox  # noqa: E402
 from jobs.release import release  # noqa: E402
 from project.celery import app  # noqa: E402, F401
 
-start, where = Path(sys.argv[1]), sys.argv[2]
-
 
 def die(*_: Any, **__: Any) -> Any:
     """End as a lost machine would."""
@@ -42,17 +40,24 @@ def say(words: str) -> None:
 
 
 whole = batches._Basket.sent
-if where == "reserved":
-    outbox.send = die
-elif where == "half":
-    batches._Basket.sent = half  # type: ignore[method-assign]
-elif where == "sent":
-    outbox._wait = die
 
-say("ready")
-while not start.exists():
-    time.sleep(0.001)
-released = 0
-while done := release(100):
-    released += done
-say(f"released {released}")
+
+def main(start: Path, where: str) -> None:
+    """Wait for the file, then release, and die where that is asked for."""
+    if where == "reserved":
+        outbox.send = die
+    elif where == "half":
+        batches._Basket.sent = half  # type: ignore[method-assign]
+    elif where == "sent":
+        outbox._wait = die
+    say("ready")
+    while not start.exists():
+        time.sleep(0.001)
+    released = 0
+    while done := release(100):
+        released += done
+    say(f"released {released}")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2])
