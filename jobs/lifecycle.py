@@ -68,7 +68,16 @@ def insert(job: Job) -> bool:
 
     Fields that hold a ``Clock`` are read off the database's clock.
     """
-    return _execute(*insertion.one(job, database())) == 1
+    connection = database()
+    text, parameters = insertion.one(job, connection)
+    with connection.cursor() as cursor:
+        _inserting(text).run(connection, cursor, parameters)
+        return bool(cursor.rowcount == 1)
+
+
+@lru_cache(maxsize=512)
+def _inserting(text: str) -> Statement:
+    return Statement("insert", text)
 
 
 def insert_many(jobs: Sequence[Job]) -> int:
