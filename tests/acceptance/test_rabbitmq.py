@@ -349,7 +349,7 @@ def test_a_marker_in_the_hands_of_a_conductor_that_stands_still_is_not_lost(
     Epoch.objects.all().delete()
     epoch.tick()
     serial = kept().serial
-    with marker.place():
+    with marker.place("a conductor that stands still"):
         in_another_thread(epoch.tick)
     assert (kept().serial, kept().lost_until) == (serial, None)
     epoch.tick()
