@@ -266,7 +266,6 @@ class Channel(redis.Channel):  # type: ignore[misc, unused-ignore]
 
     _kept: tuple[Any, Any] = (None, None)
     _windowed = False
-    _unanswered = False
     _scripts = True
     _more = False
     _held_since = 0.0
@@ -278,6 +277,7 @@ class Channel(redis.Channel):  # type: ignore[misc, unused-ignore]
         self._portion = MOST
         self._lost: deque[float] = deque(maxlen=10)
         self._waiting: deque[Taken] = deque()
+        self._unanswered: set[str] = set()  # the consumers that acknowledge nothing
         super().__init__(*args, **kwargs)
         _channels.add(self)
 
@@ -329,14 +329,15 @@ class Channel(redis.Channel):  # type: ignore[misc, unused-ignore]
         super().basic_qos(*args, **kwargs)
         self._windowed = True
 
-    def basic_consume(self, queue: str, no_ack: bool, *args: Any, **kwargs: Any) -> Any:
+    def basic_consume(self, queue: str, no_ack: bool, callback: Any, consumer_tag: str, **kwargs: Any) -> Any:
         """Begin to consume. Where nobody acknowledges, nothing must be noted: that is left to kombu."""
         if no_ack and queue not in self._fanout_queues:
-            self._unanswered = True
-        return super().basic_consume(queue, no_ack, *args, **kwargs)
+            self._unanswered.add(consumer_tag)
+        return super().basic_consume(queue, no_ack, callback=callback, consumer_tag=consumer_tag, **kwargs)
 
     def _basic_cancel(self, consumer_tag: str) -> Any:
         cancelled = super()._basic_cancel(consumer_tag)  # type: ignore[misc]
+        self._unanswered.discard(consumer_tag)
         if self._qos is not None and not self._consumers:
             self.qos.settle()
             self.give_back_waiting()

@@ -253,6 +253,20 @@ def test_what_needs_no_acknowledgement_is_never_noted(connect: Callable[..., Con
     assert wire.hlen("unacked") == 0
 
 
+def test_replies_that_were_collected_before_do_not_slow_the_jobs_down(
+    connect: Callable[..., Connection], wire: Redis
+) -> None:
+    """A worker asks its neighbours who they are, by the channel that then consumes."""
+    send(connect(), *range(4))
+    connection = connect()
+    with Consumer(connection.default_channel, [Queue("replies", no_ack=True)]):
+        pass
+    before = calls(wire)
+    worker = Looped(connection, window=4)
+    worker.until(lambda: len(worker.messages) == 4)
+    assert (calls(wire) - before)["brpop"] == 1
+
+
 def test_a_simple_queue_works(connect: Callable[..., Connection], wire: Redis) -> None:
     queue = SimpleQueue(connect(), "simple")
     queue.put({"x": 1})
