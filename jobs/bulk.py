@@ -5,6 +5,7 @@ from __future__ import annotations
 import string
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import groupby, islice
 from typing import Any, overload
 from uuid import UUID
@@ -142,17 +143,29 @@ def check(task: Any, payloads: Iterable[Any], *, key: Any = None, **options: Any
 
 def _record_all(calls: Iterator[_Call], done: Enqueued, progress: Callable[[int], object] | None) -> None:
     intake.warn_of_foreign_transaction()
+    inside = lifecycle.database().in_atomic_block
     while together := list(islice(calls, SLICE)):
         with transaction.atomic(using=lifecycle.alias()):
-            owners = _record(together, at_commit=len(done) < SENT_AT_COMMIT)
-        for call in together:
-            job_id = call.job.pk
-            owner = owners.get(job_id, job_id)
-            if owner != job_id:
-                done.duplicates[len(done)] = owner
-            done.ids.append(job_id if call.awaited else owner)
+            owners: dict[UUID, UUID] = {}
+            note = partial(_note, together, owners, done)
+            if not inside:
+                # Before any of them is sent: whoever is interrupted while sending is told that they are enqueued.
+                transaction.on_commit(note, using=lifecycle.alias())
+            owners |= _record(together, left=inside and len(done) >= SENT_AT_COMMIT)
+        if inside:
+            note()
         if progress is not None:
             progress(len(done))
+
+
+def _note(together: Sequence[_Call], owners: Mapping[UUID, UUID], done: Enqueued) -> None:
+    """Say which jobs stand for the items of a slice."""
+    for call in together:
+        job_id = call.job.pk
+        owner = owners.get(job_id, job_id)
+        if owner != job_id:
+            done.duplicates[len(done)] = owner
+        done.ids.append(job_id if call.awaited else owner)
 
 
 def _run_eagerly(calls: Iterator[_Call], done: Enqueued) -> Enqueued:
@@ -295,14 +308,17 @@ def _payload(item: Any) -> Payload:
 # --- From drafts to rows ----------------------------------------------------------------------------
 
 
-def _record(calls: Sequence[_Call], *, at_commit: bool) -> dict[UUID, UUID]:
-    """Insert drafts and send them after the commit; return whose job stands for those whose key was taken."""
+def _record(calls: Sequence[_Call], *, left: bool) -> dict[UUID, UUID]:
+    """Insert drafts and send them after the commit; return whose job stands for those whose key was taken.
+
+    Those that are ``left`` to the conductor are not sent.
+    """
     for call in calls:
         outbox.place(call.job)
-        if not at_commit and lifecycle.database().in_atomic_block and call.job.state == State.RESERVED:
+        if left and call.job.state == State.RESERVED:
             _leave(call.job)
     owners = _insert(calls)
-    new = [call.job for call in calls if call.job.pk not in owners]
+    new = list({call.job.pk: call.job for call in calls if call.job.pk not in owners}.values())
     for call in calls:
         if call.awaited and call.job.pk in owners:
             intake.follow(call.job, owners[call.job.pk])
@@ -328,7 +344,7 @@ def _insert(calls: Sequence[_Call]) -> dict[UUID, UUID]:
     for call in calls:
         if call.job.key is not None:
             first = keyed.setdefault((call.job.task, call.job.key), call)
-            if first is not call:
+            if first.job.pk != call.job.pk:
                 twins[call.job.pk] = first.job.pk
     in_order = [keyed[key] for key in sorted(keyed)]
     owners = _take_keys(in_order)

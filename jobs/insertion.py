@@ -169,11 +169,11 @@ def many(jobs: Sequence[Job], connection: BaseDatabaseWrapper) -> tuple[str, lis
     lists: list[list[Any]] = []
     for column in _columns(connection.vendor):
         values = [row[column.attribute] for row in rows]
-        if values.count(values[0]) == len(values):
+        if AWAITED in values:
+            by = _By.AWAITED  # asked of each: of a new id, nobody waits for it
+        elif values.count(values[0]) == len(values) and not column.field.primary_key:  # its list also says how many
             by, given = _alike(column, values[0], rows[0], connection)
             alike += given
-        elif AWAITED in values:
-            by = _By.AWAITED  # asked of each: of a new id, nobody waits for it
         else:
             by, differing = _differing(column, values, connection)
             lists += differing

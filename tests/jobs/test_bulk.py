@@ -197,6 +197,21 @@ def test_a_signature_with_an_id_becomes_that_job(sent: list[str]) -> None:
     assert Job.objects.filter(pk=mine).exists()
 
 
+def test_many_signatures_with_ids_become_those_jobs(sent: list[str]) -> None:
+    ids = [str(uuid4()) for _ in range(3)]
+    bulk([add.s(1, 2).set(task_id=job_id) for job_id in ids])
+    assert sent == ids
+    assert sorted(str(job.pk) for job in Job.objects.all()) == sorted(ids)
+
+
+@pytest.mark.parametrize("task", [add.s(1, 2), Charge.s(1)], ids=["without a key", "with a key"])
+def test_an_id_twice_in_a_bulk_is_one_job_that_is_sent(task: Any, sent: list[str]) -> None:
+    job_id = str(uuid4())
+    result = bulk([task.set(task_id=job_id)] * 2)
+    assert (list(map(str, result.ids)), sent) == ([job_id, job_id], [job_id])
+    assert Job.objects.count() == 1
+
+
 @pytest.mark.parametrize(
     ("call", "says"),
     [
@@ -339,6 +354,27 @@ def test_many_jobs_of_a_transaction_are_left_to_the_conductor(
         bulk(add, [(n, 2) for n in range(9)])
     assert len(sent) == 6
     assert Job.objects.filter(state=State.PENDING, sends=0, sent_at=None, due_at__isnull=False).count() == 3
+
+
+def test_outside_of_a_transaction_none_is_left_to_the_conductor(
+    slices: list[str], sent: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SENT_AT_COMMIT", 5)
+    assert sent == [str(job_id) for job_id in bulk(add, [(n, 2) for n in range(9)]).ids]
+    assert not Job.objects.filter(state=State.PENDING).exists()
+
+
+def test_whoever_is_interrupted_while_jobs_are_sent_is_told_that_they_are_enqueued(
+    slices: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(outbox, "send", stop)
+    done = Enqueued()
+    with pytest.raises(KeyboardInterrupt):
+        bulk(add, [(n, 2) for n in range(6)], into=done)
+    assert {job.pk for job in Job.objects.all()} == set(done.ids)
 
 
 def test_an_error_names_the_item_and_leaves_nothing_of_its_slice(slices: list[str], sent: list[str]) -> None:
