@@ -22,9 +22,9 @@ demo: $(READY) ## Run the platform with real work (DATABASE=postgres; ONCE=1 end
 	@$(RUN) -m project.supervise --database $(or $(DATABASE),sqlite) $(if $(filter-out 0 no false,$(ONCE)),--once)
 
 .PHONY: test
-test: $(READY) ## Run the tests on SQLite, then those that touch a database on PostgreSQL (ARGS="-k name")
+test: $(READY) ## Run the tests on SQLite, then those that touch a database on PostgreSQL (ARGS="-k name"; DATABASES=sqlite)
 	@status=0; \
-	for database in sqlite postgres; do \
+	for database in $(or $(DATABASES),sqlite postgres); do \
 		echo "── tests on $$database"; code=0; \
 		TEST_DB=$$database $(RUN) -m pytest -o cache_dir=.pytest_cache/$$database $(ARGS) || code=$$?; \
 		if [ $$code -eq 5 ] && [ -n '$(ARGS)' ]; then code=0; fi; \

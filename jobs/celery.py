@@ -111,7 +111,11 @@ def _serve_redis() -> None:
 
 def _transport(name: str) -> str:
     """Asked when the first connection is made: an app is made before Django's settings are."""
-    return f"jobs.broker:{name}" if conf.current().FAST_BROKER else f"kombu.transport.redis:{name}"
+    try:
+        ours = conf.current().FAST_BROKER
+    except ImproperlyConfigured:
+        ours = True  # whoever starts something says what is wrong, in a sentence
+    return f"jobs.broker:{name}" if ours else f"kombu.transport.redis:{name}"
 
 
 def _refuse_a_second(app: Any) -> None:

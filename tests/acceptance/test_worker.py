@@ -104,7 +104,7 @@ def test_a_hard_time_limit_counts_as_a_lost_attempt_and_is_bounded(platform: Pla
     wait_until(lambda: fresh(job).state == State.FAILED, timeout=20)
     assert platform.witness.lines == ["start:hard", "start:hard"]
     assert [a.outcome for a in Attempt.objects.all()] == ["lost", "lost"]
-    assert DeadLetter.objects.count() == 1
+    assert DeadLetter.objects.filter(job_id=job.id).count() == 1
 
 
 def test_a_worker_lives_on_after_what_kills_others(platform: Platform, wait_until: WaitUntil) -> None:
