@@ -26,6 +26,7 @@ from kombu.utils.json import loads
 from redis import Redis
 from redis.exceptions import NoPermissionError, NoScriptError, ResponseError
 
+from jobs.messages import HEADER
 from jobs.transport import OF_THE_CONTENT, ForgivingQoS, envelope
 
 logger = logging.getLogger("jobs.worker")
@@ -44,7 +45,8 @@ _TURNING = {scheduling.round_robin_cycle: 1, scheduling.priority_cycle: 0, sched
 
 # Acknowledges, notes what was popped already, then takes messages in the order in which single pops would, notes them
 # and answers with them, in one step. What it cannot read it leaves where it lies. Nothing is noted after it was taken:
-# a broker that is full refuses the first note, and with it the whole.
+# a broker that is full refuses the first note, and with it the whole. What is no list is passed over, for an error
+# would come after messages of other lists were taken.
 FETCH = """
 local unacked, index = KEYS[1], KEYS[2]
 local now, wanted, queues, turning = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4] == '1'
@@ -71,12 +73,17 @@ local function noted(content)
   return tag
 end
 
+local function length(list)
+  local found = redis.pcall('LLEN', list)
+  return type(found) == 'number' and found or 0
+end
+
 local answer, turn, readable = {0}, {}, true
 for queue = 1, queues do turn[queue] = queue end
 for first = 3, #KEYS, queues do
   if wanted <= 0 or not readable then break end
   local left, share, served = {}, {}, {}
-  for queue = 1, queues do left[queue], share[queue] = redis.call('LLEN', KEYS[first + queue - 1]), 0 end
+  for queue = 1, queues do left[queue], share[queue] = length(KEYS[first + queue - 1]), 0 end
   while wanted > 0 do
     local place
     for at = 1, queues do if left[turn[at]] > 0 then place = at break end end
@@ -106,7 +113,7 @@ for first = 3, #KEYS, queues do
   end
 end
 if wanted <= 0 and readable then
-  for list = 3, #KEYS do if redis.call('LLEN', KEYS[list]) > 0 then answer[1] = 1 break end end
+  for list = 3, #KEYS do if length(KEYS[list]) > 0 then answer[1] = 1 break end end
 end
 return answer
 """
@@ -137,7 +144,7 @@ class Taken:
             payload = loads(bytes_to_str(content))
             properties = payload["properties"]
             names = [properties["delivery_tag"], *_origin(properties)]
-            if all(isinstance(name, str) for name in names) and names[0]:
+            if all(isinstance(name, str) for name in names) and names[0].encode():
                 return cls(queue, content, payload, names[0])
         return cls(queue, content, payload)
 
@@ -188,6 +195,8 @@ class QoS(ForgivingQoS):
         if self.channel.in_loop:
             virtual.QoS.ack(self, delivery_tag)
             self.forget(delivery_tag)
+            if self.channel.handing_untracked:
+                self.settle()
         else:
             super().ack(delivery_tag)
 
@@ -317,6 +326,17 @@ class Channel(redis.Channel):  # type: ignore[misc, unused-ignore]
         )
 
     @property
+    def handing_untracked(self) -> bool:
+        """Whether a message is being handed over whose second run nobody would refuse.
+
+        Where it is acknowledged meanwhile, the consumer ran it itself (solo), and may run the next one for hours.
+        """
+        one = self._handing
+        headers = one.payload.get("headers") if one is not None and one.tag else None
+        mark = headers.get(HEADER) if isinstance(headers, dict) else None
+        return one is not None and not (isinstance(mark, dict) and mark.get("job"))
+
+    @property
     def _many(self) -> bool:
         """Whether messages are taken by the script.
 
@@ -339,7 +359,7 @@ class Channel(redis.Channel):  # type: ignore[misc, unused-ignore]
         cancelled = super()._basic_cancel(consumer_tag)  # type: ignore[misc]
         self._unanswered.discard(consumer_tag)
         if self._qos is not None and not self._consumers:
-            self.qos.settle()
+            self._settle()
             self.give_back_waiting()
         return cancelled
 
@@ -535,6 +555,10 @@ class Channel(redis.Channel):  # type: ignore[misc, unused-ignore]
 
     # --- Giving back ---
 
+    def _settle(self) -> None:
+        if self.ack_emulation:  # else the record is not ours, and sends nothing
+            self.qos.settle()
+
     def give_back_waiting(self) -> None:
         """Give back what was taken and not handed over: in its order, as the next in line."""
         while self._waiting:
@@ -582,7 +606,7 @@ class Channel(redis.Channel):  # type: ignore[misc, unused-ignore]
         if not self.closed and self._qos is not None:
             if self._lost or (self._asked is not None and not self._in_poll):
                 self._abandon()
-            self.qos.settle()
+            self._settle()
             self.give_back_waiting()
         super().close()
 

@@ -23,6 +23,7 @@ from jobs import broker as room
 from jobs import conf
 from jobs import publisher as publishers
 from jobs.celery import REDIS, _transport
+from jobs.messages import HEADER
 from jobs.transport import RAW
 from project.servers import RedisServer
 
@@ -542,6 +543,38 @@ def test_a_consumer_that_takes_its_time_is_given_one_at_a_time(
     assert left[8:] == list(range(11, -1, -1))
 
 
+def test_what_such_a_consumer_has_acknowledged_is_so_before_it_is_given_the_next(
+    connect: Callable[..., Connection], wire: Redis
+) -> None:
+    """The next one may take hours, and no loop has its turn meanwhile."""
+    left = []
+
+    def take(message: Any) -> None:
+        left.append(wire.hlen("unacked"))
+        message.ack()
+
+    send(connect(), *range(3))
+    worker = Looped(connect(), take=take)
+    worker.until(lambda: len(left) == 3)
+    assert left == [3, 2, 1]
+
+
+def test_acknowledgements_of_jobs_wait_even_then(connect: Callable[..., Connection], wire: Redis) -> None:
+    """A second message of a job is harmless, as its claim refuses it."""
+    left = []
+
+    def take(message: Any) -> None:
+        left.append(wire.hlen("unacked"))
+        message.ack()
+
+    with connect().channel() as channel:
+        for name in "abc":
+            Producer(channel).publish([], routing_key="q", serializer="json", headers={HEADER: {"job": name}})
+    worker = Looped(connect(), take=take)
+    worker.until(lambda: len(left) == 3 and wire.hlen("unacked") == 0)
+    assert left == [3, 3, 3]
+
+
 def test_what_waits_for_a_slow_consumer_is_reported(
     connect: Callable[..., Connection], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -724,6 +757,39 @@ def test_what_only_python_cannot_read_is_noted_once(connect: Callable[..., Conne
     for message in worker.messages:
         message.ack()
     worker.until(lambda: wire.hlen("unacked") == 0)
+
+
+SURROGATE = '{"properties": {"delivery_tag": "\\udc00", "delivery_info": {"exchange": "", "routing_key": "q"}}}'
+
+
+def test_a_tag_that_cannot_be_written_is_that_of_no_message(connect: Callable[..., Connection], wire: Redis) -> None:
+    for _ in range(2):
+        send(connect(), "before")
+        wire.lpush("q", SURROGATE)
+    worker = Looped(connect())
+    worker.until(lambda: len(worker.messages) == 4)
+    assert [message.content_type == RAW for message in worker.messages] == [False, True, False, True]
+
+
+def test_what_is_no_list_keeps_no_message_of_another_list(connect: Callable[..., Connection], wire: Redis) -> None:
+    worker = Looped(connect(), "q", "other")
+    wire.set(f"other{SEP}3", "no list")
+    send(connect(), *range(3))
+    worker.until(lambda: len(worker.messages) == 3)
+    assert worker.bodies == [0, 1, 2]
+
+
+def test_without_notes_of_what_is_unacknowledged_it_works_as_kombus(
+    connect: Callable[..., Connection], wire: Redis
+) -> None:
+    send(connect(), *range(3))
+    worker = Looped(connect(ack_emulation=False))
+    worker.until(lambda: len(worker.messages) == 3)
+    for message in worker.messages[:2]:
+        message.ack()
+    worker.consumer.cancel()
+    worker.channel.close()
+    assert (wire.exists("unacked"), wire.llen("q")) == (0, 1)
 
 
 # --- Clients, threads, forks ------------------------------------------------------------------------------
