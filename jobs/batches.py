@@ -152,9 +152,11 @@ class _Confirmations:
         return set(self.awaited.values()) | set(range(self._place, parcels))
 
     def _counted(self, message: Any, **options: Any) -> Any:
+        answer = self._publish(message, **options)
+        # Only now: what could not be written has no number at RabbitMQ, and nothing will be heard of it.
         self._published += 1
         self.awaited[self._published] = self._place
-        return self._publish(message, **options)
+        return answer
 
     def _basic_ack(self, tag: int, multiple: bool) -> None:
         self._settled(tag, multiple)

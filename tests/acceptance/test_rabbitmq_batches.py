@@ -55,7 +55,13 @@ def test_what_has_no_queue_is_sent_once_it_has_one(url: str) -> None:  # noqa: F
 
 
 @pytest.mark.parametrize(
-    "changes", [{"queue": "renamed"}, {"delivery": '{"exchange": "missing", "routing_key": "x"}'}, {"payload": "{"}]
+    "changes",
+    [
+        {"queue": "renamed"},
+        {"delivery": '{"exchange": "missing", "routing_key": "x"}'},
+        {"payload": "{"},
+        {"delivery": '{"headers": {"big": 1000000000000000000000}}'},
+    ],
 )
 def test_one_that_cannot_be_sent_holds_up_no_other(url: str, changes: dict[str, object]) -> None:  # noqa: F811
     due(50, **changes)
