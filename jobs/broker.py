@@ -349,7 +349,7 @@ class Channel(redis.Channel):  # type: ignore[misc, unused-ignore]
         super().basic_qos(*args, **kwargs)
         self._windowed = True
 
-    def basic_consume(self, queue: str, no_ack: bool, callback: Any, consumer_tag: str, **kwargs: Any) -> Any:
+    def basic_consume(self, queue: str, no_ack: bool, callback: Any, consumer_tag: Any, **kwargs: Any) -> Any:
         """Begin to consume. Where nobody acknowledges, nothing must be noted: that is left to kombu."""
         if no_ack and queue not in self._fanout_queues:
             self._unanswered.add(consumer_tag)
