@@ -24,13 +24,14 @@ class BesideWriters:
     def make(schema_editor: Any, statement: Any, name: str) -> None:
         """Run a CREATE INDEX so that nobody waits for it."""
         BesideWriters.drop(schema_editor, name)
-        schema_editor.execute(str(statement).replace(" INDEX ", " INDEX CONCURRENTLY ", 1), params=None)
+        how = " INDEX CONCURRENTLY " if BesideWriters.concurrent(schema_editor) else " INDEX "
+        schema_editor.execute(str(statement).replace(" INDEX ", how, 1), params=None)
 
     @staticmethod
     def drop(schema_editor: Any, name: str) -> None:
         """Drop an index, if it is there."""
-        quoted = schema_editor.quote_name(name)
-        schema_editor.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {quoted}", params=None)
+        how = "CONCURRENTLY IF EXISTS" if BesideWriters.concurrent(schema_editor) else "IF EXISTS"
+        schema_editor.execute(f"DROP INDEX {how} {schema_editor.quote_name(name)}", params=None)
 
 
 class AddIndex(BesideWriters, migrations.AddIndex):
@@ -38,19 +39,12 @@ class AddIndex(BesideWriters, migrations.AddIndex):
 
     def database_forwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
         model = to_state.apps.get_model(app_label, self.model_name)
-        if not self.allow_migrate_model(schema_editor.connection.alias, model):
-            return
-        if self.concurrent(schema_editor):
+        if self.allow_migrate_model(schema_editor.connection.alias, model):
             self.make(schema_editor, self.index.create_sql(model, schema_editor), self.index.name)
-        else:
-            super().database_forwards(app_label, schema_editor, from_state, to_state)
 
     def database_backwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
-        if not self.concurrent(schema_editor):
-            super().database_backwards(app_label, schema_editor, from_state, to_state)
-        elif self.allow_migrate_model(
-            schema_editor.connection.alias, from_state.apps.get_model(app_label, self.model_name)
-        ):
+        model = from_state.apps.get_model(app_label, self.model_name)
+        if self.allow_migrate_model(schema_editor.connection.alias, model):
             self.drop(schema_editor, self.index.name)
 
 
@@ -58,18 +52,13 @@ class RemoveIndex(BesideWriters, migrations.RemoveIndex):
     """Drop an index."""
 
     def database_forwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
-        if not self.concurrent(schema_editor):
-            super().database_forwards(app_label, schema_editor, from_state, to_state)
-        elif self.allow_migrate_model(
-            schema_editor.connection.alias, from_state.apps.get_model(app_label, self.model_name)
-        ):
+        model = from_state.apps.get_model(app_label, self.model_name)
+        if self.allow_migrate_model(schema_editor.connection.alias, model):
             self.drop(schema_editor, self.name)
 
     def database_backwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
         model = to_state.apps.get_model(app_label, self.model_name)
-        if not self.concurrent(schema_editor):
-            super().database_backwards(app_label, schema_editor, from_state, to_state)
-        elif self.allow_migrate_model(schema_editor.connection.alias, model):
+        if self.allow_migrate_model(schema_editor.connection.alias, model):
             index = next(i for i in model._meta.indexes if i.name == self.name)
             self.make(schema_editor, index.create_sql(model, schema_editor), index.name)
 
@@ -105,17 +94,15 @@ class ReplaceUnique(BesideWriters, migrations.operations.base.Operation):
                 schema_editor.remove_constraint(model, old)
                 schema_editor.add_constraint(model, new)
             return
-        made = f"{new.name}_new"
-        statement = new.create_sql(model, schema_editor)
-        self.drop(schema_editor, made)
-        text = str(statement).replace(schema_editor.quote_name(new.name), schema_editor.quote_name(made))
-        schema_editor.execute(text.replace(" INDEX ", " INDEX CONCURRENTLY ", 1), params=None)
+        made, gone = f"{new.name}_new", f"{old.name}_old"
+        quote = schema_editor.quote_name
+        self.drop(schema_editor, gone)
+        self.make(schema_editor, str(new.create_sql(model, schema_editor)).replace(quote(new.name), quote(made)), made)
+        # A plain DROP INDEX would wait for all who read the table, and all who come later would wait for it.
         with transaction.atomic(using=connection.alias):
-            schema_editor.execute(f"DROP INDEX IF EXISTS {schema_editor.quote_name(old.name)}", params=None)
-            schema_editor.execute(
-                f"ALTER INDEX {schema_editor.quote_name(made)} RENAME TO {schema_editor.quote_name(new.name)}",
-                params=None,
-            )
+            schema_editor.execute(f"ALTER INDEX IF EXISTS {quote(old.name)} RENAME TO {quote(gone)}", params=None)
+            schema_editor.execute(f"ALTER INDEX {quote(made)} RENAME TO {quote(new.name)}", params=None)
+        self.drop(schema_editor, gone)
 
     def describe(self) -> str:
         return f"Replace {self.old.name} of {self.model_name}"
