@@ -50,11 +50,11 @@ def advice(instance: Any, database: Any) -> str:
 
 
 def widen(instance: Any) -> None:
-    """Let every greenlet acknowledge its message at the same time: kombu keeps ten connections to Redis, no more.
+    """Let every greenlet or thread acknowledge its message at the same time: kombu keeps ten connections to Redis.
 
     A message that could not be acknowledged for want of one would hold its slot for ever.
     """
-    if name(instance) != "gevent":
+    if name(instance) not in ("gevent", "thread"):
         return
     most = max(instance.concurrency or 0, getattr(instance, "max_concurrency", None) or 0)
     options = instance.app.conf.broker_transport_options or {}

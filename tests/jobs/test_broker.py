@@ -817,6 +817,19 @@ def test_threads_publish_by_one_channel(connect: Callable[..., Connection], wire
     assert sorted(worker.bodies) == list(range(400))
 
 
+def test_as_many_threads_acknowledge_at_once_as_there_may_be_connections(
+    connect: Callable[..., Connection], wire: Redis
+) -> None:
+    """A worker with threads lets them all have one: ``pools.widen``."""
+    send(connect(), *range(40))
+    worker = Looped(connect(max_connections=50), window=40)
+    worker.until(lambda: len(worker.messages) == 40)
+    at_once = threading.Barrier(40)
+    with ThreadPoolExecutor(40) as threads:
+        list(threads.map(lambda message: at_once.wait() < 0 or message.ack(), worker.messages))
+    assert wire.hlen("unacked") == 0
+
+
 @contextmanager
 def forked(act: Callable[[], Any]) -> Iterator[None]:
     """Do this in a child while the block runs; the child must succeed."""

@@ -1,8 +1,10 @@
 """A worker refuses the pools with which it could not keep its promises, and says what to do instead."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from celery.concurrency import get_implementation
 from celery.concurrency.prefork import TaskPool as Prefork
 from celery.exceptions import WorkerTerminate
 from django.db import connection
@@ -59,9 +61,15 @@ def test_a_body_that_a_shutdown_ends_does_not_end_the_loop_too() -> None:
 
 
 @pytest.mark.parametrize(
-    ("pool", "given", "kept"), [("gevent", {}, 60), ("gevent", {"max_connections": 99}, 99), ("prefork", {}, None)]
+    ("pool", "given", "kept"),
+    [
+        ("gevent", {}, 60),
+        ("gevent", {"max_connections": 99}, 99),
+        ("prefork", {}, None),
+        (get_implementation("threads"), {}, 60),
+    ],
 )
-def test_every_greenlet_can_acknowledge_at_once(pool: str, given: dict[str, int], kept: int | None) -> None:
+def test_every_greenlet_or_thread_can_acknowledge_at_once(pool: Any, given: dict[str, int], kept: int | None) -> None:
     conf = SimpleNamespace(broker_transport_options=given)
     pools.widen(SimpleNamespace(pool_cls=pool, concurrency=50, app=SimpleNamespace(conf=conf)))
     assert conf.broker_transport_options.get("max_connections") == kept
