@@ -288,7 +288,6 @@ class Channel(redis.Channel):  # type: ignore[misc, unused-ignore]
         self._waiting: deque[Taken] = deque()
         self._unanswered: set[str] = set()  # the consumers that acknowledge nothing
         super().__init__(*args, **kwargs)
-        _channels.add(self)
 
     if TYPE_CHECKING:
         qos: Any
@@ -353,6 +352,7 @@ class Channel(redis.Channel):  # type: ignore[misc, unused-ignore]
         """Begin to consume. Where nobody acknowledges, nothing must be noted: that is left to kombu."""
         if no_ack and queue not in self._fanout_queues:
             self._unanswered.add(consumer_tag)
+        _channels.add(self)
         return super().basic_consume(queue, no_ack, callback=callback, consumer_tag=consumer_tag, **kwargs)
 
     def _basic_cancel(self, consumer_tag: str) -> Any:

@@ -588,6 +588,13 @@ def test_what_waits_for_a_slow_consumer_is_reported(
     assert room.in_hand() == []
 
 
+def test_channels_that_only_send_are_not_looked_through(connect: Callable[..., Connection]) -> None:
+    """Any thread may open one while the worker reports what it holds."""
+    sender, worker = connect().default_channel, Looped(connect())
+    assert worker.channel in room._channels
+    assert sender not in room._channels
+
+
 def test_the_loop_has_its_turn_between_two_slow_messages(connect: Callable[..., Connection]) -> None:
     send(connect(), *range(4))
     events: list[str] = []
