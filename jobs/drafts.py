@@ -11,8 +11,8 @@ from typing import Any
 
 from django.db.models.base import ModelState
 
-from jobs import conf, context, idempotency, lifecycle, options, payload
-from jobs.errors import OptionError, PayloadError
+from jobs import conf, context, idempotency, lifecycle, options, payload, plain
+from jobs.errors import KeyCannotBeMade, OptionError, PayloadError
 from jobs.idempotency import NO_KEY, WHILE_UNFINISHED, KeyScope
 from jobs.ids import new_id
 from jobs.lifecycle import NOW, Clock
@@ -129,6 +129,9 @@ def outline(says: Declaration, given: dict[str, Any], app_timezone: Any, *, hand
     _time(job, given, app_timezone, late=handed_on)
     job.queue = _queue(given, says)
     job.delivery = _delivery(given)
+    for name in _TEXTS:
+        if given.get(name) and not plain.storable(getattr(job, name)):
+            raise OptionError(f"{name} has a character that not every database can keep: {given[name]!r}.")
     return job
 
 
@@ -141,6 +144,9 @@ def another(outlined: Job) -> Job:
         if outlined.correlation_id == str(outlined.id):
             job.correlation_id = str(job_id)
     return job
+
+
+_TEXTS = ("tenant", "tags", "metadata", "correlation_id")
 
 
 def _payload(name: str, args: Any, kwargs: Any) -> Payload:
@@ -173,6 +179,13 @@ def _fitting(body: Any, content: Payload, name: str) -> Payload:
 
 
 def _key(says: Declaration, content: Payload, given: str | None) -> str | None:
+    key = _made(says, content, given)
+    if key is not None and not plain.storable(key):
+        raise KeyCannotBeMade(f"The key of {says.name} has a character that not every database can keep: {key!r}.")
+    return key
+
+
+def _made(says: Declaration, content: Payload, given: str | None) -> str | None:
     if given is not None:
         return idempotency.check_made(says.name, given)
     if says.key is NO_KEY or says.key is None or says.body is None:

@@ -108,4 +108,4 @@ def check_made(name: str, made: Any) -> str:
         raise KeyCannotBeMade(f"The key of {name} must be a text that is not empty, not {made!r}.")
     if len(made) <= KEY_LENGTH:
         return made
-    return "sha256:" + hashlib.sha256(made.encode()).hexdigest()
+    return "sha256:" + hashlib.sha256(made.encode(errors="surrogatepass")).hexdigest()

@@ -95,8 +95,14 @@ _encoder = kombu_json.JSONEncoder(allow_nan=False, separators=(",", ":"))
 
 
 def from_json(text: str) -> Any:
-    """The value of a JSON text with kombu's types."""
-    return kombu_json.loads(text)
+    """The value of a JSON text with kombu's types.
+
+    Raises ``ValueError`` for what is not JSON, or not what its own ``__type__`` says.
+    """
+    try:
+        return kombu_json.loads(text)
+    except (TypeError, ArithmeticError, AttributeError, LookupError) as error:
+        raise ValueError(f"a __type__ does not fit its __value__: {error}") from error
 
 
 def limit(text: str, size: int, task: str) -> str:

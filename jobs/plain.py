@@ -20,6 +20,16 @@ def copy(value: Any) -> Any:
         raise PayloadError("This is not JSON: it is nested too deeply.") from None
 
 
+def storable(value: Any) -> bool:
+    """Whether every database can keep a value of JSON's types as it is.
+
+    >>> storable("é"), storable(["a\\x00"]), storable({"half a pair": "\\ud800"})
+    (True, False, False)
+    """
+    plainly = value if isinstance(value, str) else json.loads(json.dumps(value))
+    return bool(_storable(plainly) == plainly)
+
+
 def _as_text(found: dict[str, Any]) -> Any:
     """What kombu's JSON wraps together with its type, as its text alone."""
     if found.keys() != {"__type__", "__value__"}:

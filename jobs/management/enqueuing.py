@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sys
 from argparse import ArgumentParser
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,6 +23,7 @@ from jobs.management.verbs import Verb, numbered
 from jobs.payload import Payload, from_json
 
 STDIN = "-"
+LONGEST = 16 * 1024 * 1024  # bytes of a line
 _ENVELOPE = {"args", "kwargs", "key"}
 _OPTIONS = ("queue", "priority", "tenant", "countdown", "expires", "correlation_id", "key")
 
@@ -78,6 +81,8 @@ class Enqueue(Verb):
     def opened(self) -> Iterator[BinaryIO]:
         """The file, or the standard input."""
         source = self.given["source"]
+        if source == STDIN and sys.stdin is None:
+            raise mistaken("The standard input is closed.")
         try:
             with nullcontext(sys.stdin.buffer) if source == STDIN else Path(source).open("rb") as file:
                 yield file
@@ -114,7 +119,7 @@ class Enqueue(Verb):
         if source == STDIN or not Path(source).is_file():
             return None
         with Path(source).open("rb") as file:
-            lines = sum(1 for line in file if line.strip())
+            lines = sum(1 for line in _pieces(file) if line.strip())
         return max(0, lines - int(self.given["start"]) + 1)
 
     def _refused(self, lines: Lines, error: JobsError, how_far: str) -> CommandError:
@@ -171,10 +176,16 @@ class Lines:
 
     def items(self) -> Iterator[Item]:
         """What each line stands for; blank lines are left out."""
-        for line in self._file:
-            self.number += 1
+        whole = True
+        for line in _pieces(self._file):
+            self.number += whole  # what goes on with a line that is too long is no line of its own
+            whole = line.endswith(b"\n")
             if self.number < self._start:
                 continue
+            if len(line) >= LONGEST and not whole:
+                raise _Unreadable(f"It is longer than {LONGEST:,} bytes. Pass the id of a record instead.")
+            if self.number == 1:
+                line = line.removeprefix(BOM_UTF8)
             if not line.strip():
                 self._blank.append(self.number)
                 continue
@@ -186,6 +197,11 @@ class Lines:
         for blank in self._blank:
             number += blank < number
         return number
+
+
+def _pieces(file: BinaryIO) -> Iterator[bytes]:
+    """The lines of a file; those that are too long in pieces, so that none of them fills the memory."""
+    return iter(partial(file.readline, LONGEST), b"")
 
 
 def _item(line: bytes) -> Item:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from jobs import bulk
+from jobs.management import enqueuing
 from jobs.models import Act, Job
 from tests.jobs.cli import run
 from tests.sample.tasks import Charge, add, untracked
@@ -104,6 +105,11 @@ def test_it_is_kept_in_the_audit_trail(file: Any) -> None:
         ('{"a": 1, "b": "x"}', "b: Input should be a valid integer"),
         ('{"args": 3}', '"args" is not a list'),
         ('{"args": [1, 2], "key": 3}', "must be a text"),
+        ('{"args": [1, 2], "key": "a\\u0000"}', "a character that not every database can keep"),
+        ('{"args": [1, 2], "key": "\\ud800"}', "a character that not every database can keep"),
+        ('{"__type__": "decimal", "__value__": "1,5"}', "a __type__ does not fit its __value__"),
+        ('{"__type__": ["x"], "__value__": 1}', "a __type__ does not fit its __value__"),
+        ('[1, {"__type__": "datetime", "__value__": 5}]', "a __type__ does not fit its __value__"),
     ],
 )
 def test_a_wrong_line_is_named_with_what_is_enqueued_and_how_to_go_on(file: Any, wrong: str, says: str) -> None:
@@ -153,6 +159,27 @@ def test_a_mistake_is_one_sentence(file: Any, words: tuple[str, ...], code: int,
 def test_a_file_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
     answer = run("jobs", "enqueue", "add", "--from", tmp_path / "none.jsonl")
     assert (answer.code, "none.jsonl cannot be read: No such file" in answer.err) == (2, True)
+
+
+def test_a_standard_input_that_is_closed_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    answer = run("jobs", "enqueue", "add", "--from", "-")
+    assert (answer.code, answer.err.strip()) == (2, "The standard input is closed.")
+
+
+def test_a_file_of_another_system_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf[1, 2]\r\n\r\n[3, 4]\r\n")
+    assert run("jobs", "enqueue", "add", "--from", path).out.startswith("2 jobs")
+
+
+def test_a_line_without_an_end_does_not_fill_the_memory(file: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(enqueuing, "LONGEST", 20)
+    path = file("[1, 2]", "[3, " + "4" * 90 + "]", "[5, 6]")
+    answer = run("jobs", "enqueue", "add", "--from", path)
+    assert (answer.code, Job.objects.count()) == (1, 0)
+    assert "line 2: It is longer than 20 bytes." in answer.err
+    assert run("jobs", "enqueue", "add", "--from", path, "--start", 3).out.startswith("1 job ")
 
 
 def test_somebody_who_stops_it_is_told_how_far_it_came(file: Any, monkeypatch: pytest.MonkeyPatch) -> None:

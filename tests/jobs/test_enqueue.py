@@ -14,7 +14,7 @@ from django.db import connection, connections, transaction
 from django.utils import timezone
 
 from jobs.context import correlated
-from jobs.errors import KeyCannotBeMade, OptionError, PayloadError
+from jobs.errors import JobsError, KeyCannotBeMade, OptionError, PayloadError
 from jobs.models import FanIn, Job, Key
 from jobs.states import Priority, State
 from project.celery import app
@@ -435,6 +435,15 @@ def test_bad_input_is_refused_with_a_sentence_and_leaves_nothing(sent: list[str]
         call()
     assert sentence in str(refused.value)
     assert (Job.objects.count(), Key.objects.count(), FanIn.objects.count(), sent) == (0, 0, 0, [])
+
+
+@pytest.mark.parametrize("text", ["a\x00", "a\ud800"], ids=["NUL", "half of a pair"])
+@pytest.mark.parametrize("option", ["key", "tenant", "tags", "metadata", "correlation_id"])
+def test_a_text_that_a_database_cannot_keep_is_refused(option: str, text: str, sent: list[str]) -> None:
+    value: Any = {"tags": [text], "metadata": {"of": (text,)}}.get(option, text)
+    with pytest.raises(JobsError, match="a character that not every database can keep"):
+        sample.add.apply_async((1, 2), **{option: value})
+    assert (Job.objects.count(), sent) == (0, [])
 
 
 def test_a_refusal_does_not_break_the_callers_transaction() -> None:
