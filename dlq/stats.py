@@ -66,7 +66,7 @@ def _named(letters: QuerySet[DeadLetter], column: str, text: str | None) -> Quer
     if not text:
         return letters
     if column == "task":
-        names = leap.occurring(DeadLetter, column)
+        names = leap.occurring(DeadLetter, column, most=leap.ALL)
         fits = [n for n in names if (n.startswith(text) if "." in text else n == text or n.endswith(f".{text}"))]
         return letters.filter(task=fits[0]) if len(fits) == 1 else letters.filter(task__in=fits)
     if "." in text:

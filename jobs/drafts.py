@@ -255,10 +255,10 @@ def _limit(name: str, given: dict[str, Any], declared: float | None) -> float | 
 
 
 def _time(job: Job, given: dict[str, Any], app_timezone: Any, *, late: bool) -> None:
-    due = options.due(given, app_timezone)
+    due = _as_clock(options.due(given, app_timezone))
     # A date is compared with the database's clock, as it is later, whatever the clock of this machine says.
     due_in = _from_now(due) if due else timedelta(0)
-    expires = options.expiry(given, due_in, app_timezone)
+    expires = _as_clock(options.expiry(given, due_in, app_timezone))
     if isinstance(expires, datetime) and _from_now(expires) <= due_in:
         if late:
             expires = timedelta(0)  # the step of a chain that expired before its turn is cancelled, not refused
@@ -272,6 +272,10 @@ def _time(job: Job, given: dict[str, Any], app_timezone: Any, *, late: bool) -> 
         job.due_at = NOW  # type: ignore[assignment]
     else:
         job.reason = "scheduled"
+
+
+def _as_clock(when: timedelta | datetime | None) -> timedelta | datetime | None:
+    return lifecycle.as_clock(when) if isinstance(when, datetime) else when
 
 
 def _from_now(when: timedelta | datetime) -> timedelta:

@@ -36,6 +36,9 @@ _BURIED_OPTIONS = {
 }
 
 
+_TEXTS = {"correlation_id", "tenant", "schedule"}
+
+
 def enqueue(name: str, task: Any, args: Any, kwargs: Any, options: dict[str, Any]) -> UUID:
     """Record a call as a job and send it after the commit; return the id of the job that now stands for it.
 
@@ -107,7 +110,11 @@ def follow(job: Job, owner: UUID) -> None:
 def bury(name: str, args: Any, kwargs: Any, options: dict[str, Any], error: JobsError) -> UUID:
     """Keep a call that nobody can be told about as a failed job with its dead letter."""
     wanted = {k: v for k, v in options.items() if k in _BURIED_OPTIONS}
-    job = drafts.draft(name, None, (), {}, wanted, publisher.in_use().app.timezone)
+    try:
+        job = drafts.draft(name, None, (), {}, wanted, publisher.in_use().app.timezone)
+    except JobsError:  # one of these may be what is wrong
+        wanted = {k: v for k, v in wanted.items() if k not in _TEXTS}
+        job = drafts.draft(name, None, (), {}, wanted, publisher.in_use().app.timezone)
     job.payload = _as_far_as_json(args, kwargs)
     job.queue = publisher.in_use().app.conf.task_default_queue
     with suppress(JobsError):  # what is wrong may be the canvas itself

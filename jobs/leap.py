@@ -5,10 +5,11 @@ from __future__ import annotations
 from django.db import connections, router
 from django.db.models import Model
 
-MOST = 500
+MOST = 500  # names that a person is offered
+ALL = 100_000  # where a name is looked for
 
 
-def occurring(model: type[Model], column: str, where: str = "1 = 1") -> list[str]:
+def occurring(model: type[Model], column: str, where: str = "1 = 1", most: int = MOST) -> list[str]:
     """The distinct values of an indexed text column, one leap of the index for each.
 
     ``where`` is SQL of ours, for an index that is partial.
@@ -19,7 +20,7 @@ def occurring(model: type[Model], column: str, where: str = "1 = 1") -> list[str
         f"WITH RECURSIVE leap(name) AS (SELECT MIN({name}) FROM {table} WHERE {where} UNION ALL "
         f"SELECT (SELECT MIN({name}) FROM {table} WHERE {where} AND {name} > leap.name) "
         "FROM leap WHERE leap.name IS NOT NULL) "
-        f"SELECT name FROM leap WHERE name IS NOT NULL LIMIT {MOST}"
+        f"SELECT name FROM leap WHERE name IS NOT NULL LIMIT {most}"
     )
     with connection.cursor() as cursor:
         cursor.execute(sql)

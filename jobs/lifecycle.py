@@ -7,15 +7,17 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
+from django.conf import settings
 from django.db import connections, models, router, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models.base import ModelState
 from django.db.models.expressions import Col
+from django.utils import timezone
 
 from jobs import clock, insertion, outage, signals
 from jobs.clock import NOW as NOW
@@ -324,6 +326,14 @@ def database_now() -> Any:
     with database().cursor() as cursor:
         cursor.execute(f"SELECT {_clock()}", [])
         return _converted(field, cursor.fetchone()[0])
+
+
+def as_clock(when: datetime) -> datetime:
+    """A time with a zone as the database's clock is read: without one where ``USE_TZ`` is off."""
+    if settings.USE_TZ or timezone.is_naive(when):
+        return when
+    # SQLite's clock is that of UTC; PostgreSQL's is read in the project's zone.
+    return timezone.make_naive(when, UTC if database().vendor == "sqlite" else timezone.get_default_timezone())
 
 
 def clock_sql(delta: timedelta = timedelta(0)) -> str:

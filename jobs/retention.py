@@ -52,7 +52,9 @@ class Pass:
         )
         if self.at is not None:
             ended, job_id = self.at
-            rows = rows.filter(finished_at__gte=ended).exclude(finished_at=ended, pk__lte=job_id)
+            # Not "equal": of a whole second, SQLite has the digits that Django leaves out.
+            behind = {"finished_at__lt": ended + timedelta(microseconds=1), "pk__lte": job_id}
+            rows = rows.filter(finished_at__gte=ended).exclude(**behind)
         found: list[Any] = list(rows.order_by("finished_at", "pk").values_list("pk", "finished_at", "fanin_id")[:size])
         if found:
             self.at = found[-1][1], found[-1][0]

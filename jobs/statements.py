@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from django.db import Error
+from django.db import Error, ProgrammingError
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from jobs import outage
@@ -60,12 +61,13 @@ class Statement:
             return
         _known(connection).discard(self.name)
         if state == OUTDATED:
-            cursor.execute(f"DEALLOCATE {self.name}")
+            with suppress(ProgrammingError):  # behind a pooler, this session may be one that was never told
+                cursor.execute(f"DEALLOCATE {self.name}")
 
 
 def _can_prepare(connection: BaseDatabaseWrapper) -> bool:
     """Whether a statement may fail here, as one does that the session does not know, and be tried again."""
-    if connection.vendor != "postgresql" or connection.in_atomic_block:
+    if connection.vendor != "postgresql" or connection.in_atomic_block or not connection.autocommit:
         return False
     # Its parameters go to the server apart from the text, and EXECUTE takes none.
     return connection.settings_dict["OPTIONS"].get("server_side_binding") is not True

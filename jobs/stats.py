@@ -82,8 +82,8 @@ def _looked(
 
 def _named(task: str) -> Q:
     """A dotted name from its beginning, a plain one as the last part: looked up among the names that occur."""
-    occurring = leap.occurring(Job, "task")
-    fits = [name for name in occurring if (name.startswith(task) if "." in task else name.endswith(f".{task}"))]
+    occurring = leap.occurring(Job, "task", most=leap.ALL)
+    fits = [n for n in occurring if (n.startswith(task) if "." in task else n == task or n.endswith(f".{task}"))]
     return Q(task=fits[0]) if len(fits) == 1 else Q(task__in=fits)
 
 

@@ -26,7 +26,7 @@ from jobs.admin.paginator import OrderedPaginator
 from jobs.admin.tracebacks import Traceback
 from jobs.admin.wording import exactly, job_address, label, short_id, short_task, when
 from jobs.errors import JobsError, PayloadError
-from jobs.leap import occurring
+from jobs.leap import ALL, occurring
 from jobs.masking import mask
 from jobs.models import Job
 
@@ -262,5 +262,5 @@ def _meaning(term: str) -> dict[str, Any]:
         return {"job_id": Job._meta.pk.to_python(term)}
     except ValidationError:
         begins = term.lower()
-    names = occurring(DeadLetter, "task")
+    names = occurring(DeadLetter, "task", most=ALL)
     return {"task__in": [n for n in names if n.lower().startswith(begins) or short_task(n).lower().startswith(begins)]}

@@ -13,7 +13,7 @@ from django.db.models.functions import Cast
 from jobs.admin.filters import correlated
 from jobs.admin.wording import short_task
 from jobs.horizon import Course
-from jobs.leap import occurring
+from jobs.leap import ALL, occurring
 from jobs.models import Job
 
 _END_OF_ID = re.compile(r"[0-9a-f]{6,12}", re.IGNORECASE)
@@ -50,7 +50,7 @@ def _uuid(term: str) -> UUID | None:
 
 def _tasks(term: str) -> list[str]:
     begins = partial(_begins, term.lower())
-    return [name for name in occurring(Job, "task") if begins(name) or begins(short_task(name))]
+    return [name for name in occurring(Job, "task", most=ALL) if begins(name) or begins(short_task(name))]
 
 
 def _begins(prefix: str, name: str) -> bool:

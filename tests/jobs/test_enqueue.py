@@ -89,6 +89,20 @@ def test_an_eta_in_the_past_is_due_now() -> None:
     assert fresh(sample.add.apply_async((1, 2), eta=datetime(2020, 1, 1, tzinfo=UTC))).state == State.RESERVED
 
 
+@pytest.mark.parametrize("zone", ["UTC", "Asia/Kathmandu"])
+def test_a_project_without_zones_has_times_too(settings: Any, zone: str) -> None:
+    settings.TIME_ZONE = zone
+    settings.USE_TZ = False
+    now = datetime.now(UTC)
+    hour = timedelta(hours=1)
+    job = fresh(sample.add.apply_async((1, 2), eta=now + hour, expires=now + 2 * hour))
+    assert job.state == State.PENDING
+    assert abs(job.due_at - job.created_at - hour) < timedelta(minutes=1)
+    assert abs(job.expires_at - job.created_at - 2 * hour) < timedelta(minutes=1)
+    with pytest.raises(OptionError, match="would expire at"):
+        sample.add.apply_async((1, 2), expires=now - hour)
+
+
 def test_an_expiry_is_kept_on_the_row() -> None:
     job = fresh(sample.add.apply_async((1, 2), expires=60))
     assert timedelta(seconds=55) < job.expires_at - job.created_at < timedelta(seconds=65)

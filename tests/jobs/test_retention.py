@@ -292,3 +292,14 @@ def test_after_a_pass_the_next_one_waits(monkeypatch: pytest.MonkeyPatch) -> Non
     assert keeper.tick() == 0
     monkeypatch.setattr(keeper, "resting_until", 0.0)
     assert keeper.tick() == 1
+
+
+def test_a_walk_looks_at_no_job_twice_also_at_a_whole_second() -> None:
+    for _ in range(3):
+        finished(add.delay(1, 2))
+    with connection.cursor() as cursor:  # as the database's clock writes it
+        cursor.execute("UPDATE jobs_job SET finished_at = '2020-01-01 00:00:00.000000'")
+    walk = retention.Pass(State.COMPLETED, lifecycle.database_now())
+    seen = [job_id for _ in range(3) for job_id, *_ in walk.ahead(1)]
+    assert len(set(seen)) == 3
+    assert walk.ahead(1) == []

@@ -162,3 +162,43 @@ def test_the_claim_and_the_end_are_made_for_the_lease_that_is_set(settings: Any,
     attempt(job.id)
     row = Job.objects.get(pk=job.id)
     assert 32.9 < (row.lease_until - row.started_at).total_seconds() < 33.1
+
+
+@postgres
+def test_a_table_that_changed_is_no_error_of_a_session_that_was_never_told(session: None) -> None:
+    statement = Statement("columns", "SELECT *, %s + 1 FROM pg_temp.changing")
+    other("CREATE TEMPORARY TABLE changing AS SELECT 1 AS a")
+    assert answer(statement, 1) == 1
+    other("ALTER TABLE changing ADD b int")
+    with connection.cursor() as cursor:
+        pooled = Pooled(cursor)
+        statement.run(connection, pooled, (1,))
+        assert pooled.fetchone() == (1, None, 2)
+
+
+class Pooled:
+    """A cursor whose sessions have just been told what they are to forget, as behind a pooler."""
+
+    def __init__(self, cursor: Any) -> None:
+        self.cursor = cursor
+
+    def execute(self, sql: str, parameters: Any = None) -> Any:
+        if sql.startswith("DEALLOCATE"):
+            self.cursor.execute("DEALLOCATE ALL")
+        return self.cursor.execute(sql, parameters)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.cursor, name)
+
+
+@postgres
+def test_in_a_transaction_that_was_begun_by_hand_no_statement_may_fail(session: None) -> None:
+    statement = Statement("add", ADD)
+    answer(statement, 1, 1)
+    other("DEALLOCATE ALL")
+    transaction.set_autocommit(False)
+    try:
+        assert answer(statement, 2, 1) == 2
+    finally:
+        transaction.rollback()
+        transaction.set_autocommit(True)

@@ -131,3 +131,20 @@ def test_the_numbers_tell_what_is_paused_and_what_waits_longest(some: dict[str, 
 def test_a_running_job_counts_as_unfinished() -> None:
     running(add.delay(1, 2).id)
     assert stats.statistics()["per_state"]["running"] == 1
+
+
+def test_a_task_is_found_among_a_thousand_others() -> None:
+    job = stats.get(add.delay(1, 2).id)
+    copies = [(n, lifecycle.database_now()) for n in range(600)]
+    Job.objects.bulk_create(
+        Job(id=uuid4(), task=f"a.b{n}", payload="{}", queue="default", created_at=now, max_attempts=1)
+        for n, now in copies
+    )
+    assert [found.pk for found in stats.find(task=add.name)] == [job.pk]
+    assert [found.pk for found in stats.find(task="add")] == [job.pk]
+
+
+def test_a_task_whose_name_has_no_dot_is_found() -> None:
+    job = stats.get(add.delay(1, 2).id)
+    Job.objects.update(task="add")
+    assert [found.pk for found in stats.find(task="add")] == [job.pk]

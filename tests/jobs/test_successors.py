@@ -156,6 +156,14 @@ def test_a_successor_whose_payload_does_not_fit_ends_as_a_letter() -> None:
     assert DeadLetter.objects.get().job_id == UUID(last.id)
 
 
+@pytest.mark.parametrize("option", ["tenant", "correlation_id"])
+def test_a_next_job_whose_options_are_wrong_does_not_spoil_the_outcome_of_the_one_before(option: str) -> None:
+    last = chain(add.s(1, 2), add.s(3).set(**{option: "x" * 200})).apply_async()
+    drain()
+    assert fresh(last.parent).state == State.COMPLETED
+    assert (fresh(last).state, fresh(last).reason) == (State.FAILED, "could not be enqueued")
+
+
 def test_a_chord_whose_results_do_not_fit_its_body_ends_as_a_letter() -> None:
     body = chord([note.s("text")], total.s()).apply_async()
     drain()
