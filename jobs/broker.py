@@ -60,6 +60,9 @@ if popped ~= '' then
   redis.call('ZADD', index, now, popped)
 end
 
+-- Where nothing is consumed any more there is nothing to take; and a step of 0 would be a loop without an end.
+if queues < 1 then return {0} end
+
 local function noted(content)
   if string.find(content, '%c') then return nil end
   local ok, message = pcall(cjson.decode, content)

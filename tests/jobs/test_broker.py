@@ -268,6 +268,15 @@ def test_replies_that_were_collected_before_do_not_slow_the_jobs_down(
     assert (calls(wire) - before)["brpop"] == 1
 
 
+def test_what_was_popped_as_the_last_queue_was_cancelled_is_noted_and_nothing_taken(
+    connect: Callable[..., Connection], wire: Redis
+) -> None:
+    send(connect(), 1)
+    fetch = Looped(connect()).channel._fetch([], 3, "tag", "entry")
+    assert wire.execute_command("EVAL", room.FETCH, *fetch.arguments) == [0]
+    assert (wire.hgetall("unacked"), wire.llen("q")) == ({b"tag": b"entry"}, 1)
+
+
 def test_a_simple_queue_works(connect: Callable[..., Connection], wire: Redis) -> None:
     queue = SimpleQueue(connect(), "simple")
     queue.put({"x": 1})
