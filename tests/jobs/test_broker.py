@@ -654,6 +654,50 @@ def test_an_end_in_the_midst_gives_the_others_back_in_their_order(
     assert again.bodies == list(range(6))
 
 
+def test_a_queue_that_is_cancelled_in_the_midst_has_its_messages_back_in_their_order(
+    connect: Callable[..., Connection], wire: Redis
+) -> None:
+    for queue in ("kept", "left"):
+        send(connect(), *range(6), queue=queue)
+    taken = []
+
+    def take(message: Any) -> None:
+        taken.append((message.delivery_info["routing_key"], message.payload))
+        if len(taken) == 4:
+            worker.consumer.cancel_by_queue("left")
+        message.ack()
+
+    worker = Looped(connect(), "kept", "left", window=12, take=take)
+    worker.until(lambda: sum(queue == "kept" for queue, _ in taken) == 6)
+    worker.until(lambda: wire.hlen("unacked") == 0)
+    worker.channel.close()
+    again = Looped(connect(), "left", window=12)
+    again.until(lambda: len(again.messages) + sum(queue == "left" for queue, _ in taken) == 6)
+    assert [payload for queue, payload in taken if queue == "left"] + again.bodies == list(range(6))
+
+
+def test_a_window_that_is_narrowed_with_an_answer_on_its_way_loses_nothing(
+    connect: Callable[..., Connection], wire: Redis
+) -> None:
+    send(connect(), *range(12))
+    worker = Looped(connect(), window=4)
+    worker.until(lambda: len(worker.messages) == 4)
+    for message in worker.messages[:3]:
+        message.ack()
+    worker.channel.connection.cycle.on_poll_start()
+    assert worker.channel._asked
+    worker.channel.basic_qos(0, 1, False)
+
+    def acknowledged() -> bool:
+        for message in worker.messages:
+            if not message.acknowledged:
+                message.ack()
+        return wire.llen("q") == wire.hlen("unacked") == 0
+
+    worker.until(acknowledged)
+    assert worker.bodies == list(range(12))
+
+
 # --- Failures ---------------------------------------------------------------------------------------------
 
 
