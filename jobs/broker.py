@@ -257,6 +257,15 @@ class QoS(ForgivingQoS):
         self.settle()
         return super().restore_visible(*args, **kwargs)
 
+    def restore_by_tag(self, tag: Any, client: Any = None, leftmost: bool = False) -> None:
+        """Give a message back. What was noted, and only the broker could read, keeps back no other."""
+        try:
+            super().restore_by_tag(tag, client, leftmost)
+        except ValueError as error:
+            logger.warning("The message %r cannot be read, and stays unacknowledged: %s", tag, error)
+            with self.channel.conn_or_acquire(client) as client:
+                client.zrem(self.unacked_index_key, tag)
+
     def restore_unacked(self, client: Any = None) -> Any:
         """Give back what was not acknowledged; the first one last, as each becomes the next in line."""
         unacknowledged: Any = self._delivered

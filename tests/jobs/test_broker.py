@@ -819,6 +819,21 @@ def test_what_only_python_cannot_read_is_noted_once(connect: Callable[..., Conne
     worker.until(lambda: wire.hlen("unacked") == 0)
 
 
+def test_what_only_the_broker_could_read_keeps_no_other_from_being_restored(
+    connect: Callable[..., Connection], wire: Redis
+) -> None:
+    """Its worker died between the note and the look into it."""
+    send(connect(), "other")
+    died = Looped(connect())
+    died.until(lambda: len(died.messages) == 1)
+    wire.zadd("unacked_index", dict.fromkeys(wire.zrange("unacked_index", 0, -1), 1))
+    wire.hset("unacked", "unreadable", '[{"body": 0x1F}, "", "q"]')
+    wire.zadd("unacked_index", {"unreadable": 2})
+    for _ in range(2):
+        connect().default_channel.qos.restore_visible(interval=1, num=None)
+    assert (wire.llen("q"), wire.hkeys("unacked")) == (1, [b"unreadable"])
+
+
 SURROGATE = '{"properties": {"delivery_tag": "\\udc00", "delivery_info": {"exchange": "", "routing_key": "q"}}}'
 
 
