@@ -171,8 +171,12 @@ def _note(together: Sequence[_Call], owners: Mapping[UUID, UUID], done: Enqueued
 def _run_eagerly(calls: Iterator[_Call], done: Enqueued) -> Enqueued:
     """Run all at once and here, as Celery does with ``task_always_eager``; nothing is recorded."""
     for call in calls:
-        content = payload.decode(call.job.payload)
-        declared.task(call.job.task).apply(content.args, content.kwargs, task_id=str(call.job.pk))
+        content, task = payload.decode(call.job.payload), declared.task(call.job.task)
+        if task is None:
+            raise OptionError(
+                f"{call.job.task} is not known here, where it would have to run: task_always_eager is set."
+            )
+        task.apply(content.args, content.kwargs, task_id=str(call.job.pk))
         done.ids.append(call.job.pk)
     return done
 

@@ -85,6 +85,9 @@ def _step(end: datetime) -> datetime | None:
     """Count one slice, not beyond ``end``; return where the mark is now, None where it stays."""
     with transaction.atomic(using=lifecycle.alias()):
         mark = _locked_mark()
+        if mark.until is not None and mark.until > (now := lifecycle.database_now()):
+            _go_back(now, mark.until)
+            return None
         since = mark.until or _first_end()
         if since is None or since >= end:
             return None
@@ -95,6 +98,13 @@ def _step(end: datetime) -> datetime | None:
             _add_ended(name, begins, since, until)
         Census.objects.using(lifecycle.alias()).filter(pk=FINISHED).update(until=until)
         return until
+
+
+def _go_back(to: datetime, mark: datetime) -> None:
+    """Begin again from ``to``: the clock was set back, and what ends from now on ends behind the mark."""
+    for span, begins in ((Tally.Span.MINUTE, _truncated("minute", "finished_at")), (Tally.Span.EVER, "%s")):
+        _add_ended(span, begins, to, mark, sign=-1)
+    Census.objects.using(lifecycle.alias()).filter(pk=FINISHED).update(until=to)
 
 
 def _locked_mark() -> Census:
@@ -156,12 +166,12 @@ def _truncated(span: str, column: str) -> str:
     return f"substr({column}, 1, {length}) || '{rest}'"
 
 
-def _add_ended(span: str, begins: str, since: datetime, until: datetime) -> None:
+def _add_ended(span: str, begins: str, since: datetime, until: datetime, sign: int = 1) -> None:
     states = ", ".join(f"'{state}'" for state in sorted(FINAL))
     counted = (
-        f"SELECT {begins} AS begins, task, queue, state, COUNT(*) AS ended, 0 AS pruned FROM {Job._meta.db_table} "
-        f"WHERE finished_at IS NOT NULL AND state IN ({states}) AND finished_at >= %s AND finished_at < %s "
-        "GROUP BY 1, 2, 3, 4"
+        f"SELECT {begins} AS begins, task, queue, state, {sign:d} * COUNT(*) AS ended, 0 AS pruned "
+        f"FROM {Job._meta.db_table} WHERE finished_at IS NOT NULL AND state IN ({states}) "
+        "AND finished_at >= %s AND finished_at < %s GROUP BY 1, 2, 3, 4"
     )
     times = [_prepared(since), _prepared(until)]
     _add(span, counted, [_ever(), *times] if begins == "%s" else times)

@@ -129,6 +129,28 @@ def test_what_is_pruned_before_it_is_counted_is_counted_then() -> None:
     assert stats.statistics()["total"] == 0
 
 
+def test_a_clock_that_is_set_back_makes_no_job_uncounted_or_counted_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = lifecycle.database_now
+
+    def at(**ahead: float) -> None:
+        monkeypatch.setattr(lifecycle, "database_now", lambda: real() + timedelta(**ahead))
+
+    monkeypatch.setattr(tally, "_settled", lambda: lifecycle.database_now() - tally.LATE)
+    at(hours=24)
+    history(2, ago=timedelta(minutes=2))
+    tally.fold()
+    at(hours=1)  # the clock was wrong for a day
+    tally.fold()
+    at(hours=2)
+    history(3, ago=timedelta(minutes=2))
+    tally.fold()
+    assert tallied() == tallied("minute") == 3
+    assert stats.statistics()["per_state"]["completed"] == 5
+    at(hours=25)
+    tally.fold()
+    assert tallied() == tallied("minute") == 5
+
+
 def test_few_unfinished_are_counted_exactly() -> None:
     rows.job("pending", queue="mail", priority=10)
     rows.job("running")
