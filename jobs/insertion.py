@@ -171,7 +171,7 @@ def many(jobs: Sequence[Job], connection: BaseDatabaseWrapper) -> tuple[str, lis
         values = [row[column.attribute] for row in rows]
         if AWAITED in values:
             by = _By.AWAITED  # asked of each: of a new id, nobody waits for it
-        elif values.count(values[0]) == len(values) and not column.field.primary_key:  # its list also says how many
+        elif _one_value(column, values) and not column.field.primary_key:  # its list also says how many
             by, given = _alike(column, values[0], rows[0], connection)
             alike += given
         else:
@@ -180,6 +180,15 @@ def many(jobs: Sequence[Job], connection: BaseDatabaseWrapper) -> tuple[str, lis
         shape += by
     text = _text_of_many(connection.vendor, shape)
     return text, [*alike, *(lists if connection.vendor == "postgresql" else [_rows_as_json(lists)])]
+
+
+def _one_value(column: _Column, values: list[Any]) -> bool:
+    """Whether all rows have the same; in JSON, 1 and true and 1.0 are not."""
+    first = values[0]
+    if values.count(first) != len(values):
+        return False
+    same = column.kind != "JSONField" or all(value is first for value in values)
+    return same or len({json.dumps(value) for value in values}) == 1
 
 
 def _differing(column: _Column, values: list[Any], connection: BaseDatabaseWrapper) -> tuple[str, list[list[Any]]]:

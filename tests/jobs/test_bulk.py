@@ -191,6 +191,11 @@ def test_signatures_of_several_tasks_are_one_bulk(sent: list[str]) -> None:
     assert jobs[1].due_at - jobs[1].created_at > timedelta(seconds=59)
 
 
+def test_what_python_takes_for_equal_stays_what_it_is(sent: list[str]) -> None:
+    done = bulk(add.s(1, 2).set(metadata={"a": value}) for value in (1, True, 1.0))
+    assert [repr(row(job_id).metadata["a"]) for job_id in done.ids] == ["1", "True", "1.0"]
+
+
 def test_a_signature_keeps_what_follows_it(sent: list[str]) -> None:
     linked = add.s(1, 2)
     linked.link(note.si("next"))
