@@ -174,7 +174,7 @@ def test_in_eager_mode_all_of_it_runs_here(monkeypatch: pytest.MonkeyPatch, witn
 
 def test_in_eager_mode_a_task_that_is_unknown_here_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(app.conf, "task_always_eager", True)
-    with pytest.raises(OptionError, match="elsewhere.task is not known here"):
+    with pytest.raises(OptionError, match=r"elsewhere\.task is not known here"):
         bulk("elsewhere.task", [(1,)])
 
 
