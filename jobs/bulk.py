@@ -143,7 +143,8 @@ def check(task: Any, payloads: Iterable[Any], *, key: Any = None, **options: Any
 
 def _record_all(calls: Iterator[_Call], done: Enqueued, progress: Callable[[int], object] | None) -> None:
     intake.warn_of_foreign_transaction()
-    inside = lifecycle.database().in_atomic_block
+    connection = lifecycle.database()
+    inside = connection.in_atomic_block or not connection.get_autocommit()
     while together := list(islice(calls, SLICE)):
         with transaction.atomic(using=lifecycle.alias()):
             owners: dict[UUID, UUID] = {}

@@ -356,6 +356,15 @@ def test_inside_a_transaction_an_error_leaves_nothing_of_the_bulk(slices: list[s
     assert Job.objects.count() == 1
 
 
+def test_in_a_transaction_that_was_begun_by_hand_it_says_what_is_enqueued(slices: list[str]) -> None:
+    transaction.set_autocommit(False)
+    try:
+        assert len(bulk(add, [(n, 2) for n in range(4)])) == 4
+    finally:
+        transaction.rollback()
+        transaction.set_autocommit(True)
+
+
 def test_many_jobs_of_a_transaction_are_left_to_the_conductor(
     slices: list[str], sent: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
