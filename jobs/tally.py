@@ -28,6 +28,7 @@ A_TURN = 0.5  # seconds after which a chore lets the others have their turn
 MINUTES_KEPT, HOURS_KEPT = timedelta(days=2), timedelta(days=90)
 
 FEW = 10_000  # so many unfinished jobs are counted at each look
+MANY = 1_000_000  # and so many are counted by the conductor, which must not stand still for long
 MOST = 100_000  # and so many where nobody counted them lately; a number that reaches it has a "+"
 FRESH = timedelta(seconds=60)
 RESTING = 20.0  # times as long as the last count of the unfinished took
@@ -267,7 +268,8 @@ def unfinished() -> Unfinished:
         return Unfinished(counts)
     census = Census.objects.using(lifecycle.alias()).filter(pk=UNFINISHED).first()
     if census is not None and census.until is not None and census.until > lifecycle.database_now() - FRESH:
-        return Unfinished([(s, p, q, n) for s, p, q, n in census.numbers["counts"]], as_of=census.until)
+        counts = [(s, p, q, n) for s, p, q, n in census.numbers["counts"]]
+        return Unfinished(counts, census.until, at_least=sum(row[3] for row in counts) >= MANY)
     counts = _count_unfinished(MOST)
     return Unfinished(counts, at_least=sum(row[3] for row in counts) >= MOST)
 
@@ -281,7 +283,7 @@ def count_unfinished() -> None:
         if census.until + rest > now:
             return
     began = time.monotonic()
-    counts = _count_unfinished()
+    counts = _count_unfinished(MANY)
     if sum(row[3] for row in counts) < FEW:
         if census is not None:
             census.delete()
@@ -292,9 +294,8 @@ def count_unfinished() -> None:
     )
 
 
-def _count_unfinished(most: int | None = None) -> list[tuple[str, int, str, int]]:
-    rows = f"SELECT state, priority, queue FROM {Job._meta.db_table} WHERE finished_at IS NULL"
-    rows += f" LIMIT {most}" if most is not None else ""
+def _count_unfinished(most: int) -> list[tuple[str, int, str, int]]:
+    rows = f"SELECT state, priority, queue FROM {Job._meta.db_table} WHERE finished_at IS NULL LIMIT {most}"
     with lifecycle.database().cursor() as cursor:
         cursor.execute(
             f"SELECT state, priority, queue, COUNT(*) FROM ({rows}) AS unfinished GROUP BY 1, 2, 3 ORDER BY 1, 2, 3", []

@@ -187,6 +187,13 @@ def test_a_number_at_which_counting_stopped_says_so(many: None, monkeypatch: pyt
     assert (numbers["unfinished"], numbers["at_least"]) == (3, True)
 
 
+def test_the_conductor_counts_no_more_than_it_has_time_for(many: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tally, "MANY", 4)
+    tally.count_unfinished()
+    numbers = stats.statistics()
+    assert (numbers["unfinished"], numbers["at_least"]) == (4, True)
+
+
 def test_a_backlog_that_is_gone_leaves_no_count(many: None) -> None:
     tally.count_unfinished()
     Job.objects.filter(state="pending").delete()
