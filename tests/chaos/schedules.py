@@ -130,7 +130,7 @@ class Scene:
     def choose(self, among: list[Process], fault: Fault) -> Process | None:
         """One of those that live and do not stand still."""
         able = [process for process in among if process.running and process not in self.frozen]
-        return able[int(fault.whom * len(able))] if able else None
+        return able[min(int(fault.whom * len(able)), len(able) - 1)] if able else None
 
 
 Undo = Callable[[Scene], None]
