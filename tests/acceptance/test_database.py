@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from django.db import connection
 
-from jobs.models import Job
+from jobs import lifecycle
+from jobs.models import Job, Leader
 from jobs.states import State
 from project.servers import RedisServer
 from tests.children import Child, alive, database_url, python
@@ -114,6 +115,8 @@ def test_each_process_says_once_that_the_database_is_away_and_once_that_it_is_ba
     platform: Platform, server: Any, wait_until: WaitUntil
 ) -> None:
     assert platform.conductor is not None
+    now = lifecycle.database_now()  # the tests before may have taken the database away, too
+    wait_until(lambda: Leader.objects.filter(ticked_at__gt=now).exists())
     before = platform.conductor.log
     server.stop()
     wait_until(lambda: "The conductor waits for it." in platform.conductor.log[len(before) :])  # type: ignore[union-attr]
