@@ -20,7 +20,7 @@ def app() -> Celery:
 
 def test_a_worker_answers_on_the_broker_of_the_test(worker: Callable[..., Child], app: Celery) -> None:
     worker(name="first", concurrency=1)
-    assert [name.partition("@")[0] for answer in app.control.ping(timeout=2) for name in answer] == ["first"]
+    assert "first" in [name.partition("@")[0] for answer in app.control.ping(timeout=5) for name in answer]
 
 
 @pytest.mark.one_database
