@@ -7,12 +7,14 @@ import ssl
 import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from kombu import Connection, Consumer, Producer, Queue
 from redis import Redis, Sentinel
+from redis.exceptions import ResponseError
 
 from jobs import broker as room
 from jobs.models import Job
@@ -215,8 +217,13 @@ def test_it_follows_sentinels(server: Callable[..., Any], tmp_path: Path) -> Non
     assert processes.wait_until(lambda: bool(sentinel.discover_slaves("mymaster")), 20)
     url, options = f"sentinel://127.0.0.1:{ports[2]}", {"master_name": "mymaster"}
     assert exchanged(Connection(url, transport_options=options)) == list(range(20))
-    clients[2].execute_command("SENTINEL", "FAILOVER", "mymaster")
-    assert processes.wait_until(lambda: sentinel.discover_master("mymaster")[1] == ports[1], 20)
+
+    def moved() -> bool:
+        with suppress(ResponseError):  # the replica must have caught up first
+            clients[2].execute_command("SENTINEL", "FAILOVER", "mymaster")
+        return bool(sentinel.discover_master("mymaster")[1] == ports[1])
+
+    assert processes.wait_until(moved, 60, every=0.5)
     assert exchanged(Connection(url, transport_options=options)) == list(range(20))
     for client in clients:
         client.close()
