@@ -299,11 +299,18 @@ def _without_waiting_long() -> Iterator[None]:
     if connection.vendor != "postgresql" or connection.in_atomic_block:
         yield
         return
-    # For this transaction alone: behind PgBouncer, the session is also that of other people.
     with transaction.atomic(using=alias()):
-        with connection.cursor() as cursor:
-            cursor.execute(f"SET LOCAL lock_timeout = {LOCK_PATIENCE * 1000:.0f}")
+        wait_for_locks_at_most(LOCK_PATIENCE)
         yield
+
+
+def wait_for_locks_at_most(seconds: float) -> None:
+    """Give up on locked rows after so long, in this transaction; SQLite has a time-out of its own."""
+    connection = database()
+    if connection.vendor == "postgresql":
+        # For this transaction alone: behind PgBouncer, the session is also that of other people.
+        with connection.cursor() as cursor:
+            cursor.execute(f"SET LOCAL lock_timeout = {seconds * 1000:.0f}")
 
 
 def seen(job_id: UUID) -> Job | None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -156,7 +155,8 @@ def _slice(walk: Pass, size: int) -> int | None:
     was = walk.at
     for _ in range(TRIES):
         try:
-            with _without_waiting_long():
+            with transaction.atomic(using=lifecycle.alias()):
+                lifecycle.wait_for_locks_at_most(LOCK_PATIENCE)
                 jobs = walk.ahead(size)
                 ids = _locked(walk.free(jobs))
                 if ids:
@@ -170,17 +170,6 @@ def _slice(walk: Pass, size: int) -> int | None:
             held, walk.at = walk.at, was
     walk.at = held  # they are pruned in a later pass
     return 0
-
-
-@contextmanager
-def _without_waiting_long() -> Iterator[None]:
-    connection = lifecycle.database()
-    with transaction.atomic(using=lifecycle.alias()):
-        if connection.vendor == "postgresql":
-            with connection.cursor() as cursor:
-                # For this transaction alone: behind PgBouncer, the session is also that of other people.
-                cursor.execute(f"SET LOCAL lock_timeout = {LOCK_PATIENCE * 1000:.0f}")
-        yield
 
 
 def _locked(ids: list[UUID]) -> list[UUID]:
