@@ -209,7 +209,7 @@ def test_every_promise_is_kept_whoever_acts_at_once(bag: Bag) -> None:
             promises.keep(scene.memory)
         scene.end_all()
 
-    say("25 examples")
+    say(SEED, "25 examples")
     explored()
 
 

@@ -396,6 +396,8 @@ class Platform(RuleBasedStateMachine):
 
     def do(self, chore: str) -> None:
         verbs = {name: verb for name, _, verb in self.conductor.chores()}
+        # It rests as long as its look took: which step would find something would differ by machine.
+        self.conductor._reconciler.resting_until = 0.0
         verbs[chore]()
 
     def pass_time(self, seconds: float) -> None:
