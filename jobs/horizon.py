@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
+from django.db import connections
 from django.db.models import Q, QuerySet
+from django.db.models.sql.datastructures import BaseTable
 
 from jobs.models import Job
 from jobs.states import FINAL, UNFINISHED, State
@@ -17,18 +20,46 @@ RARE = {State.FAILED.value, State.CANCELLED.value}
 LEADERS = ("tenant", "task", "queue", "state")
 
 
+class Newest(BaseTable):
+    """The newest rows of a query and those of the last one's moment, in the place of the whole table; for PostgreSQL.
+
+    It thinks that many rows side by side cost less than few that lie apart. Left to choose, it walks along all newest
+    jobs to find those of a queue; so it has to take them along the queue's index before it looks further.
+    """
+
+    def __init__(self, rows: QuerySet[Job], alias: str) -> None:
+        super().__init__(rows.model._meta.db_table, alias)
+        self.rows, self.alias = rows, alias
+
+    def as_sql(self, compiler: Any, connection: Any) -> tuple[str, Any]:
+        """The query, under the name of the table."""
+        sql, parameters = self.rows.query.get_compiler(connection=connection).as_sql()
+        first = f"FETCH FIRST {HORIZON + 1} ROWS WITH TIES"
+        return f"({sql} {first}) {compiler.quote_name_unless_alias(self.alias)}", parameters
+
+    def relabeled_clone(self, change_map: dict[str | None, str]) -> Newest:
+        """The same under another name."""
+        return Newest(self.rows, change_map.get(self.table_alias, self.alias))
+
+
 @dataclass(frozen=True, slots=True)
 class Course:
-    """What leads a list: the filter that has an index, the column that gives the order, whether it has to stop."""
+    """What leads a list: the filter that has an index, the column that gives the order, whether it has to stop.
+
+    ``column`` is the index's first, where the filter asks for one value of it.
+    """
 
     leader: Q
     by: str
     bounded: bool
+    column: str = ""
+    value: str = ""
 
     @property
-    def order(self) -> tuple[str, str]:
+    def order(self) -> tuple[str, ...]:
         """Newest first; of jobs in a final state, those that ended last."""
-        return f"-{self.by}", "-id"
+        order = f"-{self.by}", "-id"
+        return (f"-{self.column}", *order) if self.bounded and self.column else order
 
     def horizon(self, rows: QuerySet[Job]) -> datetime | None:
         """When the newest ``HORIZON`` of the rows begin; None where all of them may be looked at."""
@@ -41,6 +72,19 @@ class Course:
         """The jobs since that moment."""
         return Q(**{f"{self.by}__gte": since}) if since is not None else Q()
 
+    def nearest(self, found: QuerySet[Job], everything: QuerySet[Job], since: datetime | None) -> QuerySet[Job]:
+        """Those of the found jobs that are not beyond the horizon of everything, which is at ``since``."""
+        if since is None or not self.column or connections[found.db].vendor != "postgresql":
+            return found.filter(self.within(since))
+        # A range of one value: with "=" the order would no longer name the column, and be that of another index.
+        one = Q(**{f"{self.column}__gte": self.value, f"{self.column}__lte": self.value})
+        one &= Q(finished_at__isnull=False) if self.column == "state" else Q()
+        newest = everything.defer(None).filter(one).order_by(f"-{self.column}", f"-{self.by}")
+        nearest = found.all()
+        alias = nearest.query.get_initial_alias()
+        nearest.query.alias_map[alias] = Newest(newest, alias)
+        return nearest
+
 
 def course(given: Mapping[str, Q], state: str | None = None, others: Collection[str] = ()) -> Course:
     """Choose what leads a list with these filters, of which those among ``LEADERS`` have an index."""
@@ -49,7 +93,11 @@ def course(given: Mapping[str, Q], state: str | None = None, others: Collection[
     leader = "state" if state in RARE else next((name for name in LEADERS if name in given), None)
     by = "finished_at" if leader == "state" and state in FINAL else "created_at"
     rest = {*given, *others} - {leader}
-    return Course(given[leader] if leader else Q(), by, bounded=bool(rest))
+    if leader is None:
+        return Course(Q(), by, bounded=bool(rest))
+    asked: dict[str, Any] = dict(child for child in given[leader].children if isinstance(child, tuple))
+    column = leader if isinstance(asked.get(leader), str) else ""
+    return Course(given[leader], by, bool(rest), column, asked[leader] if column else "")
 
 
 def of_state(state: str) -> Q:

@@ -40,12 +40,11 @@ def find(
     """
     if not 0 < limit <= MOST or offset < 0:
         raise OptionError(f"limit must be between 1 and {MOST}, offset 0 or more.")
-    rows, chosen, back = _looked(
+    rows, chosen, _ = _looked(
         state=state, queue=queue, priority=priority, tag=tag, task=task, tenant=tenant, key=key, since=since,
         until=until,
     )  # fmt: skip
-    found = rows.filter(chosen.within(back)).defer(*FAT).order_by(*chosen.order)
-    return list(found[offset : offset + limit])
+    return list(rows.defer(*FAT).order_by(*chosen.order)[offset : offset + limit])
 
 
 def horizon(**filters: Any) -> datetime | None:
@@ -58,8 +57,8 @@ def _looked(
     task: str | None = None, tenant: str | None = None, key: str | None = None, since: datetime | None = None,
     until: datetime | None = None,
 ) -> tuple[models.QuerySet[Job], Course, datetime | None]:  # fmt: skip
-    """The jobs that fit, what leads to them, and how far back."""
-    rows = Job.objects.using(lifecycle.alias())
+    """The jobs that fit and are near enough, what leads to them, and how far back."""
+    everything = Job.objects.using(lifecycle.alias())
     leaders = {name: Q(**{name: value}) for name, value in {"queue": queue, "tenant": tenant}.items() if value}
     if state:
         leaders["state"] = of_state(_state(state).value)
@@ -71,13 +70,15 @@ def _looked(
     times &= Q(created_at__lt=until) if until else Q()
     if since and chosen.by == "finished_at":
         times &= Q(finished_at__gte=since)  # a job does not end before it is created
-    rows = rows.filter(times)
-    back = chosen.horizon(rows) if not key else None
+    everything = everything.filter(times)
+    back = chosen.horizon(everything) if not key else None
+    rows = everything
     for leader in leaders.values():
         rows = rows.filter(leader)
     rows = rows.filter(key=key) if key else rows
     rows = rows.filter(priority=_priority(priority)) if priority is not None else rows
-    return (_tagged(rows, tag) if tag else rows), chosen, back
+    rows = _tagged(rows, tag) if tag else rows
+    return chosen.nearest(rows, everything, back), chosen, back
 
 
 def _named(task: str) -> Q:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from django.contrib import admin, messages
 from django.contrib.admin import SimpleListFilter
 from django.contrib.admin.views.main import ChangeList
 from django.core.exceptions import PermissionDenied, ValidationError
+from django.db import connections, router
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import URLPattern, path
@@ -20,6 +22,7 @@ from dlq.admin.replay_form import ReplayForm
 from dlq.models import DeadLetter, Status
 from jobs import shown
 from jobs.admin import timeline
+from jobs.admin.base import Rows
 from jobs.admin.buttons import ActingAdmin, Verb
 from jobs.admin.filters import ByAge, ByTask, linked
 from jobs.admin.paginator import OrderedPaginator
@@ -85,23 +88,34 @@ class ByStatus(SimpleListFilter):
         return queryset if self.value() == self.ALL else queryset.filter(status=self.value())
 
 
-class LetterList(ChangeList):
+class LetterList(Rows):
     """The list of letters, with how many are alike."""
 
     def get_results(self, request: HttpRequest) -> None:
         """Count the open letters of each fingerprint on the page, no further than ``MOST_ALIKE``."""
         super().get_results(request)
         self.result_list = list(self.result_list)
-        alike = {letter.fingerprint: 0 for letter in self.result_list}
-        for fingerprint in alike:
-            alike[fingerprint] = open_alike(fingerprint)
+        alike = open_alike({letter.fingerprint for letter in self.result_list})
         for letter in self.result_list:
             letter.alike = alike[letter.fingerprint]
 
 
-def open_alike(fingerprint: str) -> int:
-    """How many open letters have this fingerprint; one more than ``MOST_ALIKE`` means that there are more."""
-    return DeadLetter.objects.filter(fingerprint=fingerprint, status=Status.OPEN).order_by()[: MOST_ALIKE + 1].count()
+def open_alike(fingerprints: Collection[str]) -> dict[str, int]:
+    """How many open letters have each fingerprint; one more than ``MOST_ALIKE`` means that there are more."""
+    if not fingerprints:
+        return {}
+    few = (
+        f"SELECT 1 FROM {DeadLetter._meta.db_table} AS letter WHERE letter.fingerprint = asked.fingerprint "
+        f"AND letter.status = '{Status.OPEN.value}' LIMIT {MOST_ALIKE + 1}"
+    )
+    asked = ", ".join(["(%s)"] * len(fingerprints))
+    with connections[router.db_for_read(DeadLetter)].cursor() as cursor:
+        cursor.execute(
+            f"WITH asked(fingerprint) AS (VALUES {asked}) "
+            f"SELECT fingerprint, (SELECT COUNT(*) FROM ({few}) AS few) FROM asked",
+            list(fingerprints),
+        )
+        return {str(fingerprint): int(number) for fingerprint, number in cursor.fetchall()}
 
 
 @admin.register(DeadLetter)
@@ -143,7 +157,7 @@ class DeadLetterAdmin(ActingAdmin):
 
     def page(self, request: HttpRequest, row: DeadLetter) -> dict[str, Any]:
         """What a letter's page shows."""
-        alike = open_alike(row.fingerprint)
+        alike = open_alike([row.fingerprint])[row.fingerprint]
         return {
             "title": str(row),
             "letter": row,

@@ -16,6 +16,7 @@ from django.utils.safestring import SafeString
 
 from jobs import control, views
 from jobs.admin import job_page, search
+from jobs.admin.base import Rows
 from jobs.admin.buttons import ActingAdmin, Verb
 from jobs.admin.filters import ByAge, ByCorrelation, ByPriority, ByQueue, ByState, ByTask, linked
 from jobs.admin.health import warnings
@@ -58,7 +59,7 @@ CANCEL = Verb(
 )  # fmt: skip
 
 
-class JobChangeList(ChangeList):
+class JobChangeList(Rows):
     """The list of jobs; where no index serves the filters, it looks at the newest only, and says so."""
 
     narrowed = False
@@ -71,7 +72,7 @@ class JobChangeList(ChangeList):
         chosen = course_of(request)
         since = chosen.horizon(self.root_queryset)
         self.narrowed = since is not None
-        return rows.filter(chosen.within(since))
+        return chosen.nearest(rows, Job.objects.order_by(), since)
 
 
 def course_of(request: HttpRequest) -> Course:
@@ -111,7 +112,7 @@ class JobAdmin(ActingAdmin):
         match = request.resolver_match
         return rows.only(*LIST_COLUMNS) if match and (match.url_name or "").endswith("_changelist") else rows
 
-    def get_ordering(self, request: HttpRequest) -> tuple[str, str]:
+    def get_ordering(self, request: HttpRequest) -> tuple[str, ...]:
         """Newest first; of jobs in a final state, those that ended last."""
         few = any(request.GET.get(name) for name in _FEW)
         return ("-created_at", "-id") if few else course_of(request).order

@@ -161,6 +161,31 @@ def test_what_no_index_serves_is_only_looked_for_among_the_newest(chief: Client,
     assert "only the newest 10,000 jobs" in page.content.decode()
 
 
+@pytest.mark.parametrize(
+    ("query", "columns"),
+    [
+        ({"queue": "mail", "priority": "10"}, {"queue": "mail", "priority": 10}),
+        ({"tenant": "acme", "state": "completed"}, {"tenant": "acme"}),
+        ({"task": "shop.a", "queue": "mail"}, {"task": "shop.a", "queue": "mail"}),
+        ({"state": "failed", "task": "shop.a"}, {"state": "failed", "task": "shop.a"}),
+    ],
+)
+def test_what_an_index_leads_to_is_looked_for_among_the_newest_that_it_leaves(
+    chief: Client, short_sighted: None, query: dict[str, str], columns: dict[str, Any]
+) -> None:
+    wanted = aged(**columns)
+    for _ in range(5):
+        rows.job("completed", task="shop.b", queue="other", tenant="other")
+    assert listed(chief, **query) == wanted[:3]
+
+
+def test_jobs_of_the_last_moment_that_is_looked_at_are_all_found(chief: Client, short_sighted: None) -> None:
+    at = timezone.now()
+    for _ in range(5):
+        rows.job("completed", queue="mail", priority=10, created_at=at, finished_at=at)
+    assert len(listed(chief, queue="mail", priority="10")) == 5
+
+
 @pytest.mark.parametrize("query", [{"queue": "mail"}, {"task": "shop.a"}, {"tenant": "acme"}, {"state": "completed"}])
 def test_a_filter_with_an_index_is_looked_through_completely(
     chief: Client, short_sighted: None, query: dict[str, str]
