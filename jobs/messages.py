@@ -29,6 +29,8 @@ SendTask = Callable[..., Any]
 _UNUSUAL = ("exchange", "routing_key", "stamped_headers", "argsrepr", "kwargsrepr")
 # How many kinds are kept: tasks times queues times priorities, of a large project.
 _KINDS = 4096
+# What Celery makes messages by; it makes each again where the configuration that it heeds has changed.
+_MADE_BY = ("router", "queues", "create_task_message", "send_task_message")
 
 _BLANK: dict[str, Any] = {
     "task_id": "id", "args": (), "kwargs": {}, "root_id": "root", "parent_id": "parent", "group_id": None,
@@ -88,6 +90,7 @@ class Kind:
 
     first: Message
     queue: Any
+    task: Any
     repr_levels: Any
     repr_length: tuple[int, int]
 
@@ -116,6 +119,7 @@ class Maker:
     def __init__(self, app: Any) -> None:
         self.app = app
         self._kinds: dict[Any, Kind | None] = {}
+        self._made_from: tuple[Any, ...] = ()
 
     @property
     def watched(self) -> bool:
@@ -138,7 +142,8 @@ class Maker:
         return None if kind is None else kind.copied(asked, self.app.thread_oid)
 
     def _kind(self, asked: dict[str, Any], send_task: SendTask, connection: Any) -> Kind | None:
-        queue = self.app.amqp.queues.get(asked["queue"])
+        self._start_again_where_changed()
+        queue, task = self.app.amqp.queues.get(asked["queue"]), self.app._tasks.get(asked["name"])
         name = (
             asked["name"], asked["queue"], asked["priority"], asked.get("compression"), asked.get("delivery_mode"),
             asked.get("timeout"), send_task, os.getpid(),
@@ -150,12 +155,20 @@ class Maker:
         except TypeError:
             return None  # an option that cannot be right
         else:
-            if kind is None or kind.queue is queue:
+            if kind is None or (kind.queue is queue and kind.task is task):
                 return kind
         if len(self._kinds) >= _KINDS:
             self._kinds.clear()
         kind = self._kinds[name] = self._learnt(asked, send_task, connection)
         return kind
+
+    def _start_again_where_changed(self) -> None:
+        """Forget the kinds that Celery made by another configuration, or by other routes or queues."""
+        amqp, changes = self.app.amqp, getattr(self.app.conf, "changes", None)
+        parts = vars(amqp)
+        if self._made_from != (amqp, *map(parts.get, _MADE_BY), changes):
+            self._kinds.clear()
+            self._made_from = (amqp, *map(parts.get, _MADE_BY), dict(changes) if changes is not None else None)
 
     def _learnt(self, asked: dict[str, Any], send_task: SendTask, connection: Any) -> Kind | None:
         """The kind of a message, if copies of it are what Celery makes; it is tried with two very different ones."""
@@ -166,7 +179,8 @@ class Maker:
         if more or not isinstance(first.body, tuple) or len(first.body) != 3:
             return None
         kind = Kind(
-            first, amqp.queues.get(asked["queue"]), self.app.conf.task_repr_maxlevels,
+            first, amqp.queues.get(asked["queue"]), self.app._tasks.get(asked["name"]),
+            self.app.conf.task_repr_maxlevels,
             (amqp.argsrepr_maxsize, amqp.kwargsrepr_maxsize),
         )  # fmt: skip
         probes = [{**asked, **_BLANK}, {**asked, **_FULL}]

@@ -7,6 +7,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from kombu import Exchange, Queue
 from redis import Redis
 
 from jobs import messages, publisher
@@ -147,3 +148,72 @@ def test_what_celery_makes_in_another_way_is_left_to_celery(
     jobs = [recorded(**IDS, group_index=n) for n in range(3)]
     assert unpaused.publish_many(jobs) == {}
     assert [message["headers"]["place"] for message in wire()] == [f"{IDS['group_id']}:{n}" for n in range(3)]
+
+
+def with_other_routes(app: Any) -> None:
+    app.conf.update(task_routes={echo.name: {"delivery_mode": 1}})
+
+
+def with_another_compression(app: Any) -> None:
+    app.conf.task_compression = "zlib"
+    del app.amqp
+
+
+def with_messages_that_are_not_kept(app: Any) -> None:
+    app.conf.task_default_delivery_mode = "transient"
+    del app.amqp
+
+
+def with_shorter_texts(app: Any) -> None:
+    app.conf.task_repr_maxlevels = 1
+
+
+def with_another_queue(app: Any) -> None:
+    app.amqp.queues.add(Queue("default", Exchange("default", delivery_mode=1), "default"))
+
+
+def with_another_task(app: Any) -> None:
+    class Compressed(type(app.tasks[echo.name])):  # type: ignore[misc]
+        compression = "zlib"
+
+    app._tasks[echo.name] = Compressed()
+
+
+@pytest.fixture
+def configuration(unpaused: Publisher) -> Iterator[Any]:
+    """The app, whose configuration may be changed."""
+    app = unpaused.app
+    before, tasks = dict(app.conf.changes), dict(app._tasks)
+    yield app
+    app.conf.changes.clear()
+    app.conf.changes.update(before)
+    app._tasks.update(tasks)
+    del app.amqp
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        with_other_routes, with_another_compression, with_messages_that_are_not_kept, with_shorter_texts,
+        with_another_queue, with_another_task,
+    ],
+)  # fmt: skip
+def test_a_message_is_what_celery_sends_by_the_configuration_of_now(
+    unpaused: Publisher, wire: Callable[[], Wire], configuration: Any, change: Callable[[Any], None]
+) -> None:
+    job = recorded({"a": [{"b": [1]}]}, 2)
+    unpaused.publish_many([job, job])
+    (before, _) = map(compared, wire())
+    change(configuration)
+    unpaused.publish_many([job])
+    (copied,) = map(compared, wire())
+    by_celery(unpaused, job)
+    (expected,) = map(compared, wire())
+    assert copied == expected
+    assert copied != before
+
+
+def test_kinds_are_kept_while_nothing_changes(unpaused: Publisher, monkeypatch: pytest.MonkeyPatch) -> None:
+    unpaused.publish_many([recorded()])
+    monkeypatch.setattr(Maker, "_learnt", lambda *_: pytest.fail("learnt again"))
+    unpaused.publish_many([recorded(), recorded(3, 4)])
