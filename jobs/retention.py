@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from django.db import models, transaction
+from django.db import IntegrityError, models, transaction
 
 from jobs import lifecycle, outage, tally
 from jobs.audit import record_act
@@ -31,6 +31,7 @@ REST = 60.0  # seconds between two passes of the conductor
 FOR_EVER = 100 * 365 * 24 * 3600.0  # seconds
 LOCK_PATIENCE = 1.0  # seconds that a slice waits for a row that somebody locked
 TRIES = 3  # then the slice is left for the next pass
+NARROWER = 8  # by how much a slice shrinks that the database refuses to let go, until it is the one job that is kept
 
 Finished = tuple[UUID, datetime, UUID | None]
 
@@ -42,6 +43,10 @@ class Pass:
     state: State
     before: datetime
     at: tuple[datetime, UUID] | None = None
+    size: int = SLICE
+    careful: bool = False
+    refused: int = 0
+    """Jobs that the database keeps: rows refer to them that Django knows nothing of, or does nothing about."""
     _open: dict[UUID, bool] = field(default_factory=dict)
 
     def ahead(self, size: int) -> list[Finished]:
@@ -63,6 +68,19 @@ class Pass:
         """Those of the jobs that nothing keeps: no row of another app, and no chord that has not ended."""
         kept = _kept([job_id for job_id, _, _ in jobs])
         return [job_id for job_id, _, chord in jobs if job_id not in kept and not (chord and self._is_open(chord))]
+
+    def went(self, refused: int) -> None:
+        """A slice is behind us, but for those that are kept."""
+        self.refused += refused
+        self.size = min(SLICE, 2 * self.size)
+
+    def look_closer(self, was: tuple[datetime, UUID] | None) -> None:
+        """The database refused to let a slice go: try again with less, until it is one job, which is kept."""
+        if self.careful and self.size == 1:
+            self.went(1)
+            return
+        self.size = max(1, self.size // NARROWER) if self.careful else self.size
+        self.careful, self.at = True, was
 
     def _is_open(self, chord: UUID) -> bool:
         if chord not in self._open:
@@ -94,6 +112,7 @@ def prune(
             pruned += gone
             if progress is not None and gone:
                 progress(pruned)
+        _tell(walk)
     return pruned
 
 
@@ -116,6 +135,7 @@ class Retention:
 
     passes: list[Pass] = field(default_factory=list)
     resting_until: float = 0.0
+    told: dict[State, int] = field(default_factory=dict)
 
     def tick(self) -> int:
         """Prune for a turn; return how many jobs went."""
@@ -125,11 +145,17 @@ class Retention:
         while self.passes:
             gone = _slice(self.passes[0], SLICE)
             if gone is None:
-                self.passes.pop(0)
+                self._end(self.passes.pop(0))
             pruned += gone or 0
             if time.monotonic() > enough:
                 break
         return pruned
+
+    def _end(self, walk: Pass) -> None:
+        """Say what is kept, when it is not what was said after the last pass."""
+        if self.told.get(walk.state, 0) != walk.refused:
+            self.told[walk.state] = walk.refused
+            _tell(walk)
 
     def _begin(self) -> bool:
         now, keep = time.monotonic(), kept_for()
@@ -139,6 +165,15 @@ class Retention:
         at = lifecycle.database_now()
         self.passes = [Pass(state, at - age) for state, age in keep.items()]
         return True
+
+
+def _tell(walk: Pass) -> None:
+    if walk.refused:
+        logger.warning(
+            "%s %s jobs are kept although they are old enough: rows of another table refer to them, so the database "
+            "lets none go. Delete those rows first, or declare the foreign key with on_delete=SET_NULL or CASCADE.",
+            f"{walk.refused:,}", walk.state.value,
+        )  # fmt: skip
 
 
 def kept_for() -> dict[State, timedelta]:
@@ -152,17 +187,24 @@ def kept_for() -> dict[State, timedelta]:
 
 def _slice(walk: Pass, size: int) -> int | None:
     """Let the next jobs of a pass go, as far as nothing keeps them; return how many, None at the end."""
-    was = walk.at
+    was, size = walk.at, min(size, walk.size)
     for _ in range(TRIES):
         try:
             with transaction.atomic(using=lifecycle.alias()):
                 lifecycle.wait_for_locks_at_most(LOCK_PATIENCE)
                 jobs = walk.ahead(size)
-                ids = _locked(walk.free(jobs))
+                free = walk.free(jobs)
+                referred = _referred_to(free) if walk.careful else set()
+                ids = _locked([job_id for job_id in free if job_id not in referred])
                 if ids:
                     tally.note_pruned(ids)
                     _let_go(ids)
-                return len(ids) if jobs else None
+            walk.went(len(referred))
+            return len(ids) if jobs else None
+        except IntegrityError as error:
+            logger.debug("Not all jobs from %s on can go: %s", was, error)
+            walk.look_closer(was)
+            return 0
         except Exception as error:
             if not outage.locked(error):
                 raise
@@ -222,6 +264,16 @@ def _relations() -> list[Any]:
     return [field for field in found if field.auto_created and not field.concrete and hasattr(field, "on_delete")]
 
 
+def _referred_to(ids: list[UUID]) -> set[UUID]:
+    """Those of the jobs that a row refers to about which Django does nothing: the database may keep them."""
+    found: set[UUID] = set()
+    for relation in _relations():
+        if relation.on_delete is models.DO_NOTHING and relation.field.db_constraint:
+            rows, name = relation.related_model._base_manager.using(lifecycle.alias()), relation.field.attname
+            found.update(rows.filter(**{f"{name}__in": ids}).values_list(name, flat=True))
+    return found
+
+
 def _let_go(ids: list[UUID]) -> None:
     """Delete jobs as Django does, which honours the ``on_delete`` of whoever refers to them.
 
@@ -238,6 +290,8 @@ def _let_go(ids: list[UUID]) -> None:
     if chords:
         left = jobs.filter(fanin_id__in=chords).values("fanin_id")
         FanIn.objects.using(lifecycle.alias()).filter(pk__in=chords).exclude(pk__in=left).delete()
+    if lifecycle.database().vendor == "postgresql":
+        lifecycle.database().check_constraints()  # now, not when a transaction commits that has more in it
 
 
 def _delete(rows: models.QuerySet[Any]) -> None:

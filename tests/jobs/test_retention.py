@@ -1,6 +1,7 @@
 """Letting finished jobs go: by age, never one with an open letter."""
 
 import threading
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -20,7 +21,7 @@ from jobs.models import Attempt, FanIn, Job
 from jobs.states import FINAL, State
 from tests.jobs.admin import rows
 from tests.platform import attempt, drain, fresh, hurry
-from tests.sample.models import Audit, Campaign, Purchase, Remark
+from tests.sample.models import Audit, Campaign, Purchase, Receipt, Remark
 from tests.sample.tasks import add, boom, fail_unless, misbehave, total
 
 pytestmark = pytest.mark.django_db
@@ -250,6 +251,84 @@ def test_a_job_that_somebody_has_locked_is_left_and_the_others_go() -> None:
         done.set()
         holder.join(20)
     assert list(Job.objects.values_list("pk", flat=True)) == [jobs[1].pk]
+
+
+# --- What the database keeps
+
+
+def old(count: int) -> list[Job]:
+    """Completed jobs of two days ago."""
+    long_ago = lifecycle.database_now() - 2 * DAY
+    return [rows.job("completed", created_at=long_ago, finished_at=long_ago) for _ in range(count)]
+
+
+@pytest.fixture
+def strange_table() -> Iterator[Callable[[Job], None]]:
+    """A table that Django does not know, with a foreign key to jobs; add a row to it."""
+    uuid = "uuid" if connection.vendor == "postgresql" else "char(32)"
+
+    def refer(job: Job) -> None:
+        with connection.cursor() as cursor:
+            value = job.pk if connection.vendor == "postgresql" else job.pk.hex
+            cursor.execute("INSERT INTO strange VALUES (%s)", [value])
+
+    with connection.cursor() as cursor:
+        cursor.execute(f"CREATE TABLE strange (job {uuid} REFERENCES jobs_job (id))")
+    yield refer
+    with connection.cursor() as cursor:
+        cursor.execute("DROP TABLE strange")
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("slices", [2, 500])
+def test_a_job_that_a_row_refers_to_which_does_nothing_stays_and_the_others_go(
+    slices: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(retention, "SLICE", slices)
+    jobs = old(9)
+    for kept in (jobs[2], jobs[3], jobs[7]):
+        Receipt.objects.create(job=kept)
+    try:
+        assert retention.prune(DAY) == 6
+        assert set(Job.objects.values_list("pk", flat=True)) == {jobs[2].pk, jobs[3].pk, jobs[7].pk}
+        assert "3 completed jobs are kept although they are old enough" in caplog.text
+    finally:
+        Receipt.objects.all().delete()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_job_that_a_table_refers_to_which_django_does_not_know_stays_and_the_others_go(
+    strange_table: Callable[[Job], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    jobs = old(40)
+    for kept in (jobs[0], jobs[17], jobs[18], jobs[39]):
+        strange_table(kept)
+    assert retention.prune(DAY) == 36
+    assert set(Job.objects.values_list("pk", flat=True)) == {jobs[n].pk for n in (0, 17, 18, 39)}
+    assert "4 completed jobs are kept" in caplog.text
+
+
+def test_a_job_that_is_refused_in_a_transaction_of_somebody_leaves_that_as_it_was() -> None:
+    if connection.vendor != "postgresql":
+        pytest.skip("SQLite looks at foreign keys when a transaction commits, and not before")
+    jobs = old(3)
+    Receipt.objects.create(job=jobs[1])
+    assert retention.prune(DAY) == 2
+    assert Job.objects.get() == jobs[1]
+
+
+@pytest.mark.django_db(transaction=True)
+@override_settings(JOBS={"KEEP_COMPLETED": 24 * 3600})
+def test_the_conductor_says_once_what_the_database_keeps(caplog: pytest.LogCaptureFixture) -> None:
+    Receipt.objects.create(job=old(2)[0])
+    keeper = retention.Retention()
+    try:
+        assert keeper.tick() == 1
+        keeper.resting_until = 0.0
+        assert keeper.tick() == 0
+        assert caplog.text.count("1 completed jobs are kept") == 1
+    finally:
+        Receipt.objects.all().delete()
 
 
 # --- By itself

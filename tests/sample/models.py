@@ -43,6 +43,18 @@ class Audit(models.Model):
         return f"audit {self.pk}"
 
 
+class Receipt(models.Model):
+    """What refers to a job, and leaves it to the database what becomes of that."""
+
+    job = models.ForeignKey(Job, on_delete=models.DO_NOTHING)
+
+    class Meta:
+        default_permissions: ClassVar = ()
+
+    def __str__(self) -> str:
+        return f"receipt {self.pk}"
+
+
 class Campaign(models.Model):
     """What has many jobs, and outlives each."""
 
