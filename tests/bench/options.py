@@ -34,22 +34,29 @@ class Options:
     @property
     def whole(self) -> bool:
         """Whether nothing was left out by choice."""
-        return self.measures == MEASURES and len(self.systems) == len(systems.ALL)
+        return self.measures == MEASURES and self.systems == systems.ALL and self.rounds is None
 
     @property
     def budget(self) -> float:
-        """Seconds after which no further sample is begun: a quick run ends in time on a slow machine too."""
-        return 165.0 if self.quick and self.rounds is None else float("inf")
+        """Seconds after which no further round is begun: a run ends in time on a slow machine too."""
+        if self.rounds is not None:
+            return float("inf")
+        return 155.0 if self.quick else 1320.0
 
     @property
     def seconds(self) -> float:
         """How long one drain is to take, about, without its warm-up."""
-        return 1.4 if self.quick else 2.5
+        return 1.4 if self.quick else 4.0
 
     @property
     def idle_seconds(self) -> float:
-        """How long one look at an idle system takes."""
-        return 1.5 if self.quick else 4.0
+        """How long one look at an idle system takes at most."""
+        return 4.0 if self.quick else 13.0
+
+    @property
+    def pickups(self) -> int:
+        """Jobs of one look at an idle system, unless its time is over before."""
+        return 60 if self.quick else 120
 
     @property
     def history(self) -> int:

@@ -5,19 +5,22 @@ from __future__ import annotations
 import json
 import textwrap
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tests.bench import floor, measures, musts, systems
-from tests.bench.figures import Spread, ratios, short
+from tests.bench.figures import Spread, quantile, ratios, short
 from tests.bench.measures.base import Sample
 from tests.bench.systems import SYSTEMS
 
 # What a table of a measure shows: a column's head, the figure, and whether more is better (None: no ratio).
+# What is in POOLED is that of the values of all rounds together.
 COLUMNS: dict[str, tuple[tuple[str, str, bool | None], ...]] = {
     "enqueue": (
         ("p50, µs", "p50_us", False),
         ("p99, µs", "p99_us", None),
+        ("of calls", "took_us", None),
         ("jobs/s", "jobs_s", None),
         ("statements", "statements", None),
         ("WAL, bytes", "wal_bytes", None),
@@ -29,8 +32,10 @@ COLUMNS: dict[str, tuple[tuple[str, str, bool | None], ...]] = {
     ),
     "release": (("jobs/s", "jobs_s", None),),
     "drain": (("jobs/s", "jobs_s", True), ("worker's memory, MB", "memory_mb", None)),
-    "pickup": (("p50, ms", "p50_ms", False), ("p99, ms", "p99_ms", None)),
+    "pickup": (("p50, ms", "p50_ms", False), ("p99, ms", "p99_ms", None), ("of jobs", "took_ms", None)),
 }
+POOLED = {"p99_us": "took_us", "p99_ms": "took_ms"}
+ENOUGH = 100  # values that a p99 needs: of fewer it is the worst, whatever that was
 COSTS = (
     ("statements", "statements"), ("WAL, bytes", "wal_bytes"), ("WAL syncs", "wal_syncs"),
     ("Redis commands", "redis_commands"), ("Redis, bytes", "redis_bytes"), ("worker, ms", "worker_cpu_ms"),
@@ -43,22 +48,38 @@ SELDOM, WIDTH = 0.05, 100
 LONGEST = 124
 
 
+Place = tuple[str, str, str]  # a measure, a case, a system
+
+
 class Findings:
     """The samples of a run, by case."""
 
     def __init__(self, samples: Iterable[Sample]) -> None:
         self.samples = list(samples)
-        self.by_case: dict[tuple[str, str, str], dict[int, dict[str, float]]] = {}
+        self.by_case: dict[Place, dict[int, dict[str, float]]] = {}
+        self.pooled: dict[tuple[Place, str], list[float]] = {}
         for sample in self.samples:
             place = (sample.measure, sample.case, sample.system)
             self.by_case.setdefault(place, {})[sample.round] = sample.figures
+            for values in POOLED.values():
+                self.pooled.setdefault((place, values), []).extend(sample.more.get(values, ()))
 
-    def spread(self, place: tuple[str, str, str], figure: str) -> Spread | None:
+    def cell(self, place: Place, figure: str) -> str:
+        """What a table says of a figure."""
+        if figure in POOLED.values():
+            return f"{len(self.pooled.get((place, figure), ())):,}"
+        found = self.spread(place, figure)
+        if found is not None and figure in POOLED:
+            values = self.pooled.get((place, POOLED[figure]), [])
+            found = replace(found, middle=quantile(values, 0.99)) if len(values) >= ENOUGH else None
+        return spread(found)
+
+    def spread(self, place: Place, figure: str) -> Spread | None:
         """What the rounds of a case said of a figure."""
         values = [found[figure] for found in self.by_case.get(place, {}).values() if figure in found]
         return Spread.of(values) if values else None
 
-    def ratio(self, place: tuple[str, str, str], figure: str, base: str = BASE) -> Spread | None:
+    def ratio(self, place: Place, figure: str, base: str = BASE) -> Spread | None:
         """The same divided by what the base showed in the same rounds."""
         measure, case, _ = place
         both = [{n: v[figure] for n, v in self.by_case.get(p, {}).items() if figure in v}
@@ -91,8 +112,9 @@ def markdown(run: dict[str, Any]) -> str:
     if run.get("history"):
         said = [line for line in run["history"] if not line.startswith("|")]
         parts += ["### History", "\n".join(said), "\n".join(line for line in run["history"] if line not in said)]
-    if run["failed"]:
-        parts += ["### Not measured", *(f"* {name}: {why}" for name, why in run["failed"].items())]
+    missing = [*(f"* {name}: {why}" for name, why in run["failed"].items())]
+    missing += [f"* for want of time: {', '.join(run['late'])}"] if run.get("late") else []
+    parts += ["### Not measured", *missing] if missing else []
     return wrapped("\n\n".join(part for part in parts if part)) + "\n"
 
 
@@ -116,6 +138,7 @@ def about(run: dict[str, Any]) -> str:
         f"{'A quick' if run['quick'] else 'A full'} run of {took} on {where}; load at its start {machine['load']}.",
         f"Versions: {versions}; {run['servers']}.",
         "Figures are medians over rounds, with the least and the most in brackets; ratios are taken within rounds.",
+        f"A p99 is that of all rounds together, its brackets those of a round; of fewer than {ENOUGH} there is none.",
         floor.described(run["floor"]),
         *run["warnings"],
     ]
@@ -141,7 +164,7 @@ def case_table(found: Findings, measure: str, case: str) -> str:
     rows = []
     for name in found.systems(measure, case):
         place = (measure, case, name)
-        cells = [SYSTEMS[name].title, *(spread(found.spread(place, figure)) for _, figure, _ in columns)]
+        cells = [SYSTEMS[name].title, *(found.cell(place, figure) for _, figure, _ in columns)]
         cells += [times(found.ratio(place, compared))] if compared else []
         rows.append([*cells, SYSTEMS[name].keeps])
     return table([*heads, "keeps"], rows)
@@ -169,7 +192,7 @@ def statement_tables(found: Findings) -> str:
     return "\n\n".join(["### Statements of a job", *parts]) if parts else ""
 
 
-def statements(found: Findings, place: tuple[str, str, str]) -> list[list[str]]:
+def statements(found: Findings, place: Place) -> list[list[str]]:
     """A line for each statement that a noticeable part of the jobs needs, over all rounds of a case."""
     calls: dict[str, list[float]] = {}
     samples = [one for one in found.samples if (one.measure, one.case, one.system) == place]

@@ -23,11 +23,12 @@ from rich.text import Text
 
 from project import processes
 from project.servers import ServerUnavailable
-from tests.bench import floor, machine, musts, report, systems
+from tests.bench import floor, machine, musts, plan, report, systems
 from tests.bench.actors import Producers
 from tests.bench.measures import MEASURES
 from tests.bench.measures.base import Bench, Case, Sample
 from tests.bench.options import Mistake, Options, parse
+from tests.bench.plan import Part
 from tests.bench.world import SERVERS, Failed, World
 from tests.chaos.children import ROOT
 
@@ -67,12 +68,15 @@ class Run:
         self.console = console
         self.options = options
         self.peers = Path(os.environ.get("BENCH_PYTHON") or peers or PEERS_PYTHON)
-        self.samples: list[Sample] = []
+        self.taken: list[Sample] = []
         self.failed: dict[str, str] = {}
         self.warnings: list[str] = []
         self.floor: dict[str, float] = {}
         self.late: list[str] = []
         self.history: list[str] = []
+        self.took: dict[str, list[float]] = {}
+        self.parts = plan.parts(options)
+        self.done = 0
         self.began = time.monotonic()
         self.now = ""
 
@@ -80,6 +84,7 @@ class Run:
         """Measure, tell, keep; return the exit code."""
         where = machine.described()
         self.say(self.headline(where))
+        self.say(f"bench: {self.length()}")
         self.warn(machine.warning(where["load"], where["processors"]))
         versions = self.versions()
         chosen = [system for system in self.options.systems if system.name not in self.failed]
@@ -106,6 +111,25 @@ class Run:
             f"{where['processors']} processors, {where['memory_gb']} GB, load {where['load']}"
         )
 
+    def length(self) -> str:
+        """How long it is to take."""
+        history = f", then the cost of {self.options.history:,} jobs of history" if self.has_history else ""
+        about = f"{self.samples} samples{history}: about {plan.clock(plan.length(self.options))} minutes"
+        if self.options.budget == float("inf"):
+            return about
+        most = self.options.budget + plan.HISTORY * self.has_history
+        return f"{about}; on a slow machine rounds are left out, so that it ends after about {plan.clock(most)} too"
+
+    @property
+    def samples(self) -> int:
+        """How many are to be taken."""
+        return sum(part.samples for part in self.parts)
+
+    @property
+    def has_history(self) -> bool:
+        """Whether the cost of a history is measured too."""
+        return plan.with_history(self.options)
+
     def versions(self) -> dict[str, str]:
         """What is compared; without the environment of the peers, ours is measured alone."""
         found = machine.versions(sys.executable)
@@ -126,53 +150,69 @@ class Run:
 
     def measure(self, bench: Bench) -> None:
         """Take every measure."""
+        ends = plan.ends(self.parts, time.monotonic(), self.began + self.options.budget)
         with self.progress():
-            for name in (name for name in self.options.measures if name in MEASURES):
-                cases = MEASURES[name].cases(self.options, self.options.systems)
-                rounds = self.options.rounds or MEASURES[name].ROUNDS["quick" if self.options.quick else "full"]
-                self.rounds(bench, name, cases, rounds)
+            for part, end in zip(self.parts, ends, strict=True):
+                self.rounds(bench, part, end)
 
     def measure_history(self, directory: Path) -> None:
         """Hand over to the command that measures how cost grows with history, and keep what it says."""
-        if "scale" not in self.options.measures or not self.options.history:
+        if not self.has_history:
             return
-        self.say("bench: how cost grows with history")
+        self.say(f"{self.at()} how cost grows with history, for about {plan.clock(plan.HISTORY)} minutes")
         log = directory / "scale.log"
         command = [sys.executable, "-m", "tests.scale", "--rows", str(self.options.history)]
         process = processes.start(command, log=log, directory=ROOT)
         try:
             code = process.wait()
         finally:
-            processes.end(process)
+            # By this signal it ends its servers, and removes their data.
+            processes.end(process, signal.SIGINT, patience=30)
         said = [line.rpartition("\r")[2].rstrip() for line in log.read_text(errors="replace").split("\n")]
         self.history = [line for line in said if line]
-        if code:
+        if not any(line.startswith("|") for line in self.history):
             self.failed["scale"] = self.history[-1] if self.history else f"it ended with {code}"
 
-    def rounds(self, bench: Bench, name: str, cases: Sequence[Case], rounds: int) -> None:
-        """Everybody in turn, round by round; who was first is last next time."""
-        for number in range(1, rounds + 1):
-            turn = number % len(cases) if cases else 0
-            for place, case in enumerate([*cases[turn:], *cases[:turn]], 1):
-                if self.given_up(case):
-                    continue
-                if time.monotonic() - self.began > self.options.budget:
-                    self.late.append(f"round {number} of {case.title}")
-                    continue
-                self.now = f"{name}: round {number} of {rounds}, {place} of {len(cases)}: {case.title}"
-                self.take(bench, case, number)
+    def rounds(self, bench: Bench, part: Part, end: float) -> None:
+        """Round by round; none is begun that would not be over at the end, but for the first."""
+        for number in range(1, part.rounds + 1):
+            began = time.monotonic()
+            self.round(bench, part, number)
+            if number < part.rounds and 2 * time.monotonic() - began > end:
+                self.late.append(f"rounds {number + 1} to {part.rounds} of {part.name}")
+                self.done += (part.rounds - number) * len(part.cases)
+                return
+
+    def round(self, bench: Bench, part: Part, number: int) -> None:
+        """Everybody in turn; who was first is last next time."""
+        turn = number % len(part.cases)
+        for case in [*part.cases[turn:], *part.cases[:turn]]:
+            self.done += 1
+            if self.given_up(case):
+                continue
+            if time.monotonic() - self.began > self.options.budget:
+                self.late.append(f"round {number} of {case.title}")
+                continue
+            self.now = f"{case.title}, round {number} of {part.rounds}"
+            self.take(bench, case, number)
 
     def take(self, bench: Bench, case: Case, number: int) -> None:
         """One sample, or the reason why there is none: then there are no more tries."""
+        began = time.monotonic()
         try:
             sample = MEASURES[case.measure].take(bench, case, number)
         except Exception as error:
             known = isinstance(error, Failed)
             self.failed[case.title] = str(error) if known else f"{type(error).__name__}: {error}"
-            self.say(f"bench: {case.title} is left out: {self.failed[case.title]}")
+            self.say(f"{self.at()} {case.title} is left out: {self.failed[case.title]}")
             return
-        self.samples.append(sample)
-        self.say(report.line(sample))
+        self.took.setdefault(case.measure, []).append(time.monotonic() - began)
+        self.taken.append(sample)
+        self.say(f"{self.at()} {report.line(sample)}")
+
+    def at(self) -> str:
+        """How far the run is."""
+        return f"[{plan.clock(time.monotonic() - self.began)}, {self.done} of {self.samples}]"
 
     def given_up(self, case: Case) -> bool:
         """Whether a system or a case has failed before."""
@@ -184,10 +224,10 @@ class Run:
         if not self.console.is_terminal:
             yield
             return
-        began = time.monotonic()
+        about = plan.clock(plan.length(self.options))
 
         def glance() -> Text:
-            return Text(f"{time.monotonic() - began:5.0f} s  {self.now}", style="bold")
+            return Text(f"{self.at()} of about {about}: {self.now}", style="bold")
 
         with Live(get_renderable=glance, console=self.console, refresh_per_second=4, transient=True):
             yield
@@ -211,7 +251,8 @@ class Run:
             "quick": o.quick, "took_s": round(took, 1), "machine": where, "versions": versions, "servers": SERVERS,
             "measures": o.measures, "settings": {system.name: system.described for system in o.systems},
             "warnings": self.warnings, "failed": self.failed, "floor": self.floor, "history": self.history,
-            "samples": [asdict(sample) for sample in self.samples],
+            "late": self.late,
+            "samples": [asdict(sample) for sample in self.taken], "seconds": self.took,
         }  # fmt: skip
         path = DIRECTORY / ("bench-quick.json" if o.quick else "bench.json" if o.whole else "bench-part.json")
         for each in filter(None, (path, o.json)):
@@ -219,9 +260,7 @@ class Run:
         self.show(path.with_suffix(".md").read_text())
         if o.quick:
             self.say(f"QUICK left out {left_out(o)}")
-        if self.late:
-            self.say(f"there was no time left for {', '.join(self.late)}")
-        verdicts = [v for v in musts.judged(report.Findings(self.samples).by_case) if v.ratio is not None]
+        verdicts = [v for v in musts.judged(report.Findings(self.taken).by_case) if v.ratio is not None]
         unmet = [verdict.must.what for verdict in verdicts if verdict.status == "NOT MET"]
         self.say(f"musts not met: {'; '.join(unmet) or 'none'}, of {len(verdicts)} that were measured")
         self.say(f"{took:.0f} s; JSON: {os.path.relpath(path)}; tables: {os.path.relpath(path.with_suffix('.md'))}")

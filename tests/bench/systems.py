@@ -55,10 +55,19 @@ class System:
     @property
     def described(self) -> str:
         """Its settings in words: the commands of its workers, and what its settings file says."""
-        commands = " · ".join(f"{pool}: `{command.replace(PYTHON, 'python')}`" for pool, command in self.pools.items())
+        commands = " · ".join(f"{pool}: `{shown(command)}`" for pool, command in self.pools.items())
         times = f"{self.copies} × " if self.copies > 1 else ""
         given = ", ".join(f"{name}={json.dumps(value)}" for name, value in self.settings.items() if name[0] != "I")
         return "; ".join(part for part in (f"{times}{commands}", f"`{given}`" if given else "", self.said) if part)
+
+
+def shown(command: str) -> str:
+    """A command line as it is printed.
+
+    >>> shown("{python} -m rq.cli worker --url {broker}")
+    'python -m rq.cli worker --url redis://…'
+    """
+    return command.format(python="python", broker="redis://…")
 
 
 def celery_worker(app: str, *more: str) -> dict[str, str]:

@@ -105,3 +105,22 @@ def test_statements_are_counted_by_the_job_over_all_rounds() -> None:
     text = report.statement_tables(report.Findings([round_(1, 200, 20.0), round_(2, 200, 60.0)]))
     assert "| `UPDATE jobs_job` | 2.00 | 0.20 | 200 |" in text
     assert "seldom" not in text
+
+
+def pickup(number: int, took: list[float]) -> Sample:
+    """One look at an idle system."""
+    figures = {"p50_ms": sorted(took)[len(took) // 2], "p99_ms": max(took)}
+    return Sample("pickup", "", "mainstay", number, figures, {"took_ms": took})
+
+
+def test_a_p99_is_that_of_all_rounds_together_with_how_many_values_it_is_of() -> None:
+    rounds = [pickup(1, [1.0] * 98 + [7.0, 9.0]), pickup(2, [1.0] * 99 + [8.0])]
+    assert "| 7.00 (8.00–9.00) | 200 |" in report.markdown(run(*rounds, measures=["pickup"]))
+
+
+def test_of_too_few_values_there_is_no_p99() -> None:
+    assert "| 1.00 (1.00–1.00) |  | 99 |" in report.markdown(run(pickup(1, [1.0] * 98 + [9.0]), measures=["pickup"]))
+
+
+def test_what_there_was_no_time_for_is_said() -> None:
+    assert "* for want of time: rounds 2 to 5 of drain" in report.markdown(run(*TWO, late=["rounds 2 to 5 of drain"]))

@@ -189,6 +189,14 @@ class World:
             list(several.map(self._prepare_one, self.systems.values()))
 
     def _prepare_one(self, system: System) -> None:
+        """Make its tables; who has none takes no part, and the others go on."""
+        try:
+            self._migrate(system)
+            self._keep_empty(system)
+        except Exception as error:
+            self.broken[system.name] = f"its database cannot be made ready: {error}"
+
+    def _migrate(self, system: System) -> None:
         words = f"{PYTHON} manage.py migrate -v 0" if system.ours else f"{PYTHON} -m django migrate -v 0"
         log = self.directory / f"{system.name}-migrate.log"
         with log.open("wb") as output:
@@ -197,8 +205,10 @@ class World:
                 stdout=output, stderr=output, check=False, timeout=READY,
             )  # fmt: skip
         if done.returncode:
-            self.broken[system.name] = f"its database cannot be made ready: {processes.tail(log, 3)}"
-            return
+            raise Failed(processes.tail(log, 3))
+
+    def _keep_empty(self, system: System) -> None:
+        """Add the application's own table, and keep what an empty database is."""
         table = "CREATE TABLE bench_order (number integer)"
         if system.database == "sqlite":
             import sqlite3

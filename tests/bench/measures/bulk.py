@@ -14,6 +14,7 @@ ABOUT = (
     "by the system's own call for many, by a loop where it has none. What sending takes after that is said apart."
 )
 ROUNDS = {"quick": 2, "full": 7}
+SECONDS = {"quick": 0.4, "full": 1.0}
 SIZE = 1000
 
 

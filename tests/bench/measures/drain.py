@@ -19,6 +19,7 @@ ABOUT = (
     "own number, so a server of its own says that each ran exactly once; rows are counted by SQL."
 )
 ROUNDS = {"quick": 2, "full": 5}
+SECONDS = {"quick": 4.5, "full": 7.0}
 WARM = 0.2
 FIRST_BODY, SILENCE, RECORDED = 60.0, 30.0, 20.0
 LEAST, MOST = 200, 12_000

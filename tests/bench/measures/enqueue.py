@@ -16,6 +16,7 @@ ABOUT = (
     "committed and, where there is one, the message is sent (`delay_on_commit`, `on_commit`)."
 )
 ROUNDS = {"quick": 3, "full": 9}
+SECONDS = {"quick": 0.3, "full": 0.6}
 
 
 def cases(options: Options, systems: Sequence[System]) -> list[Case]:

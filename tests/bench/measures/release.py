@@ -14,6 +14,7 @@ ABOUT = (
     "the jobs per second of a loop of stock delay()."
 )
 ROUNDS = {"quick": 3, "full": 5}
+SECONDS = {"quick": 1.0, "full": 1.5}
 
 
 def cases(options: Options, systems: Sequence[System]) -> list[Case]:
