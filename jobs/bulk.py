@@ -10,9 +10,9 @@ from itertools import groupby, islice
 from typing import Any, overload
 from uuid import UUID
 
-from django.db import transaction
+from django.db import OperationalError, transaction
 
-from jobs import canvas, declared, drafts, intake, keys, lifecycle, outbox, payload, publisher
+from jobs import canvas, declared, drafts, intake, keys, lifecycle, outage, outbox, payload, publisher, signals
 from jobs.drafts import Declaration
 from jobs.errors import JobsError, OptionError
 from jobs.idempotency import WHILE_UNFINISHED, KeyScope, check_key
@@ -25,6 +25,12 @@ from jobs.states import State
 SLICE = 1000  # jobs that one statement inserts
 # Of one transaction, as many are sent when it commits. The others would have to be kept in memory until then.
 SENT_AT_COMMIT = 10_000
+
+TRIES = 5  # of a slice that loses to others which take the same keys in another order
+IN_ANOTHER_ORDER = (
+    "Another transaction has keys of this bulk and waits for others of it. Let both take their keys in the same order: "
+    f"a bulk does so for each {SLICE:,} items, so sort the items of a longer one by what makes their key."
+)
 
 _OF_ONE_CALL = ("task_id", "group_index", "chord", "chain")
 
@@ -46,6 +52,10 @@ class Ids(Sequence[UUID]):
     def append(self, job_id: UUID) -> None:
         """Add one."""
         self._bytes += job_id.bytes
+
+    def extend(self, job_ids: Iterable[UUID]) -> None:
+        """Add many."""
+        self._bytes += b"".join([job_id.bytes for job_id in job_ids])
 
     def clear(self) -> None:
         """Forget all."""
@@ -146,23 +156,48 @@ def _record_all(calls: Iterator[_Call], done: Enqueued, progress: Callable[[int]
     connection = lifecycle.database()
     inside = connection.in_atomic_block or not connection.get_autocommit()
     while together := list(islice(calls, SLICE)):
-        with transaction.atomic(using=lifecycle.alias()):
-            owners: dict[UUID, UUID] = {}
-            note = partial(_note, together, owners, done)
-            if not inside:
-                # Before any of them is sent: whoever is interrupted while sending is told that they are enqueued.
-                transaction.on_commit(note, using=lifecycle.alias())
-            owners |= _record(together, left=inside and len(done) >= SENT_AT_COMMIT)
         if inside:
-            note()
+            _record_inside(together, done)
+        else:
+            _record_outside(together, done)
         if progress is not None:
             progress(len(done))
 
 
+def _record_inside(together: Sequence[_Call], done: Enqueued) -> None:
+    """Make a slice a part of the caller's transaction."""
+    try:
+        with transaction.atomic(using=lifecycle.alias()):
+            owners = _record(together, left=len(done) >= SENT_AT_COMMIT)
+    except OperationalError as error:
+        if outage.deadlocked(error):
+            error.add_note(IN_ANOTHER_ORDER)
+        raise
+    _note(together, owners, done)
+
+
+def _record_outside(together: Sequence[_Call], done: Enqueued) -> None:
+    """Commit a slice by itself, and begin again where the database has chosen it to end a deadlock."""
+    for tries_left in reversed(range(TRIES)):
+        try:
+            with transaction.atomic(using=lifecycle.alias()):
+                owners: dict[UUID, UUID] = {}
+                # Before any of them is sent: whoever is interrupted while sending is told that they are enqueued.
+                transaction.on_commit(partial(_note, together, owners, done), using=lifecycle.alias())
+                owners |= _record(together, left=False)
+            return
+        except OperationalError as error:
+            if not tries_left or not outage.deadlocked(error):
+                raise
+
+
 def _note(together: Sequence[_Call], owners: Mapping[UUID, UUID], done: Enqueued) -> None:
     """Say which jobs stand for the items of a slice."""
+    if not owners:
+        done.ids.extend(call.job.id for call in together)
+        return
     for call in together:
-        job_id = call.job.pk
+        job_id = call.job.id
         owner = owners.get(job_id, job_id)
         if owner != job_id:
             done.duplicates[len(done)] = owner
@@ -254,13 +289,14 @@ class _Pattern:
         self.awaited = "task_id" in given
         if self.awaited:
             self.outline.followed = AWAITED  # type: ignore[assignment]
+        self.copies = drafts.copies(self.outline)
 
     def call(self, item: Any) -> _Call:
         """The draft of one item."""
         key = self.key
         if type(item) is Item:
             item, key = item.payload, item.key
-        job = self.outline if self.awaited else drafts.another(self.outline)
+        job = self.outline if self.awaited else next(self.copies)
         drafts.fill(job, self.says, self._content(item), key)
         return _Call(job, self.says.key_scope, self.awaited)
 
@@ -323,15 +359,16 @@ def _record(calls: Sequence[_Call], *, left: bool) -> dict[UUID, UUID]:
         if left and call.job.state == State.RESERVED:
             _leave(call.job)
     owners = _insert(calls)
-    new = list({call.job.pk: call.job for call in calls if call.job.pk not in owners}.values())
+    new = list({call.job.id: call.job for call in calls if call.job.id not in owners}.values())
     for call in calls:
-        if call.awaited and call.job.pk in owners:
-            intake.follow(call.job, owners[call.job.pk])
+        if call.awaited and call.job.id in owners:
+            intake.follow(call.job, owners[call.job.id])
     sent = [job for job in new if job.state == State.RESERVED]
     if sent:
         outbox.send_on_commit(sent)
-    for job in new:
-        lifecycle.announce("enqueued", job)
+    if signals.lifecycle.has_listeners(Job):
+        for job in new:
+            lifecycle.announce("enqueued", job)
     return owners
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cache
@@ -135,15 +135,21 @@ def outline(says: Declaration, given: dict[str, Any], app_timezone: Any, *, hand
     return job
 
 
-def another(outlined: Job) -> Job:
-    """A new job with the same outline."""
-    job, job_id = Job.__new__(Job), new_id()
-    job.__dict__.update(outlined.__dict__, _state=ModelState(), id=job_id)
-    if outlined.root_id == outlined.id:
-        job.root_id = job_id
-        if outlined.correlation_id == str(outlined.id):
-            job.correlation_id = str(job_id)
-    return job
+def copies(outlined: Job) -> Iterator[Job]:
+    """New jobs with the same outline, without end."""
+    fields = outlined.__dict__
+    own_root = outlined.root_id == outlined.id
+    own_correlation = own_root and outlined.correlation_id == str(outlined.id)
+    while True:
+        job, job_id = Job.__new__(Job), new_id()
+        given = job.__dict__
+        given.update(fields)
+        given["_state"], given["id"] = ModelState(), job_id
+        if own_root:
+            given["root_id"] = job_id
+        if own_correlation:
+            given["correlation_id"] = str(job_id)
+        yield job
 
 
 _TEXTS = ("tenant", "tags", "metadata", "correlation_id")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
+from operator import itemgetter
 from typing import Any
 from uuid import UUID
 
@@ -33,10 +34,13 @@ class _By:
     GIVEN = "g"  # a parameter
     AWAITED = "a"  # asked of the rows
     EACH = "e"  # a parameter for each row
+    ID = "i"  # the id of the row
+    ID_TEXT = "x"  # the same as text
     EACH_TIME = "t"  # for each row a parameter, or seconds by the clock
 
 
 _PLAIN = {str, int, float, bool, type(None)}
+_TEXTS = {str, type(None)}
 _UNLESS_TAKEN = "ON CONFLICT DO NOTHING"
 _ARRAYS = {
     "UUIDField": "uuid[]", "DateTimeField": "timestamptz[]", "FloatField": "float8[]", "BooleanField": "bool[]",
@@ -164,13 +168,19 @@ def many(jobs: Sequence[Job], connection: BaseDatabaseWrapper) -> tuple[str, lis
     if len(jobs) == 1:
         return one(jobs[0], connection)
     rows = [job.__dict__ for job in jobs]
+    ids = [row["id"] for row in rows]
+    id_texts = [str(job_id) for job_id in ids]
+    by_column = zip(*map(_values(connection.vendor), rows), strict=True)
     shape = ""
     alike: list[Any] = []
-    lists: list[list[Any]] = []
-    for column in _columns(connection.vendor):
-        values = [row[column.attribute] for row in rows]
+    lists: list[Any] = []
+    for column, values in zip(_columns(connection.vendor), by_column, strict=True):
         if AWAITED in values:
             by = _By.AWAITED  # asked of each: of a new id, nobody waits for it
+        elif values[0] == ids[0] and list(values) == ids and not column.field.primary_key:
+            by = _By.ID
+        elif connection.vendor == "postgresql" and values[0] == id_texts[0] and list(values) == id_texts:
+            by = _By.ID_TEXT
         elif _one_value(column, values) and not column.field.primary_key:  # its list also says how many
             by, given = _alike(column, values[0], rows[0], connection)
             alike += given
@@ -182,7 +192,12 @@ def many(jobs: Sequence[Job], connection: BaseDatabaseWrapper) -> tuple[str, lis
     return text, [*alike, *(lists if connection.vendor == "postgresql" else [_rows_as_json(lists)])]
 
 
-def _one_value(column: _Column, values: list[Any]) -> bool:
+@lru_cache(maxsize=4)
+def _values(vendor: str) -> Callable[[dict[str, Any]], tuple[Any, ...]]:
+    return itemgetter(*(column.attribute for column in _columns(vendor)))
+
+
+def _one_value(column: _Column, values: Sequence[Any]) -> bool:
     """Whether all rows have the same; in JSON, 1 and true and 1.0 are not."""
     first = values[0]
     if values.count(first) != len(values):
@@ -191,7 +206,7 @@ def _one_value(column: _Column, values: list[Any]) -> bool:
     return same or len({json.dumps(value) for value in values}) == 1
 
 
-def _differing(column: _Column, values: list[Any], connection: BaseDatabaseWrapper) -> tuple[str, list[list[Any]]]:
+def _differing(column: _Column, values: Sequence[Any], connection: BaseDatabaseWrapper) -> tuple[str, list[Any]]:
     """The values of a column that are not alike; of times, those by the clock apart from the others."""
     if not any(type(value) is Clock for value in values):
         return _By.EACH, [_each(column, values, connection)]
@@ -200,12 +215,32 @@ def _differing(column: _Column, values: list[Any], connection: BaseDatabaseWrapp
     return _By.EACH_TIME, [_each(column, times, connection), seconds]
 
 
-def _each(column: _Column, values: list[Any], connection: BaseDatabaseWrapper) -> list[Any]:
+def _each(column: _Column, values: Sequence[Any], connection: BaseDatabaseWrapper) -> list[Any] | str:
     if column.kind == "JSONField":
-        return [None if value is None else json.dumps(value) for value in values]
-    if set(map(type, values)) <= _PLAIN:
-        return values
+        values = [None if value is None else json.dumps(value) for value in values]
+    kinds = set(map(type, values))
+    if connection.vendor == "postgresql" and (kinds == {UUID} or kinds <= _TEXTS):
+        return _as_array(values, kinds)
+    if kinds <= _PLAIN:
+        return list(values)
     return [None if value is None else column.prepared(value, connection) for value in values]
+
+
+def _as_array(values: Sequence[Any], kinds: set[type]) -> str:
+    """A list as PostgreSQL writes it; psycopg takes longer for that than the database for the row."""
+    if kinds == {UUID}:
+        return "{" + ",".join(map(str, values)) + "}"
+    return "{" + ",".join("NULL" if value is None else _quoted(value) for value in values) + "}"
+
+
+def _quoted(text: str) -> str:
+    r"""A text as an element of an array.
+
+    >>> print(_quoted(r'say "\n"'))
+    "say \"\\n\""
+    """
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
 
 
 def _rows_as_json(lists: list[list[Any]]) -> str:
@@ -232,6 +267,10 @@ def _sql(vendor: str, column: _Column, by: str, taken: list[str]) -> str:
         return f"u.c{len(taken) - 1}" if vendor == "postgresql" else f"json_extract(u.value, '$[{len(taken) - 1}]')"
 
     match by:
+        case _By.ID:
+            return _id_of_row(vendor)
+        case _By.ID_TEXT:
+            return f"{_id_of_row(vendor)}::text"
         case _By.EACH if column.kind == "JSONField" and vendor == "postgresql":
             return f"{listed('text[]')}::jsonb"
         case _By.EACH:
@@ -240,5 +279,9 @@ def _sql(vendor: str, column: _Column, by: str, taken: list[str]) -> str:
             times = listed("timestamptz[]")
             return f"COALESCE({times}, {clock.later_sql(vendor, listed('float8[]'))})"
         case _By.AWAITED:
-            return _awaited("u.c0" if vendor == "postgresql" else "json_extract(u.value, '$[0]')")
+            return _awaited(_id_of_row(vendor))
     return _alike_sql(vendor, column, by)
+
+
+def _id_of_row(vendor: str) -> str:
+    return "u.c0" if vendor == "postgresql" else "json_extract(u.value, '$[0]')"

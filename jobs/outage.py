@@ -67,6 +67,11 @@ def locked(error: BaseException) -> bool:
     return sqlstate(error) == "55P03"
 
 
+def deadlocked(error: BaseException) -> bool:
+    """Whether PostgreSQL ended one of those who waited for each other."""
+    return sqlstate(error) == "40P01"
+
+
 def busy(error: BaseException) -> bool:
     """Whether somebody was in the way: the connection itself is well."""
     return sqlstate(error) in _BUSY or _sqlite_code(error) in _SQLITE_BUSY

@@ -124,8 +124,26 @@ def fitting(run: Callable[..., Any], payload: Payload, task: str) -> Callable[..
 
     Raises ``PayloadError`` that shows the signature.
     """
-    _bound(run, payload, task)
+    least, most = _by_place(run)
+    if payload.kwargs or not least <= len(payload.args) <= most:
+        _bound(run, payload, task)
     return run
+
+
+@lru_cache(maxsize=4096)
+def _by_place(run: Callable[..., Any]) -> tuple[int, float]:
+    """How many arguments by place are enough, and how many are not too many, where none is given by name."""
+    least, most = 0, 0.0
+    for parameter in signature_of(run).parameters.values():
+        if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
+            most = float("inf")
+        elif parameter.kind is not inspect.Parameter.VAR_KEYWORD:
+            needed = parameter.default is inspect.Parameter.empty
+            if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+                least = 10**9 if needed else least
+            else:
+                least, most = least + needed, most + 1
+    return least, most
 
 
 def _bound(run: Callable[..., Any], payload: Payload, task: str) -> inspect.BoundArguments:

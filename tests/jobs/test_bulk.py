@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 
 import pytest
 from celery import chain
-from django.db import connection, connections, transaction
+from django.db import OperationalError, connection, connections, transaction
 from django.test.utils import CaptureQueriesContext
 
 from jobs import bulk as module
@@ -19,10 +19,11 @@ from jobs.bulk import Enqueued, Item, bulk
 from jobs.context import correlated
 from jobs.errors import DeclarationError, KeyCannotBeMade, OptionError, PayloadError
 from jobs.models import Job, Key
-from jobs.payload import Payload
+from jobs.payload import Payload, decode
 from jobs.publisher import Publisher
 from jobs.states import Priority, State
 from project.celery import app
+from project.processes import wait_until
 from project.servers import RedisServer
 from tests.platform import attempt, fresh, messages
 from tests.sample.tasks import Charge, Once, add, note, plain, untracked
@@ -86,6 +87,24 @@ def test_a_job_of_a_bulk_is_like_one_of_a_call(sent: list[str]) -> None:
 )
 def test_a_payload_may_be_given_in_each_of_its_forms(item: Any, kept: str, sent: list[str]) -> None:
     assert row(bulk(add, [item]).ids[0]).payload == kept
+
+
+TEXTS = ["", "NULL", "{}", '"', "\\", '\\"', "a,b", "{a}", "ü' \n\t", "%s", "x" * 90]
+
+
+def test_texts_arrive_as_they_are(sent: list[str]) -> None:
+    ids = bulk(plain, [Item((text,), key=f"{n} {text}") for n, text in enumerate(TEXTS)], tags=['"']).ids
+    jobs = [row(job_id) for job_id in ids]
+    assert [decode(job.payload).args[0] for job in jobs] == TEXTS
+    assert [job.key for job in jobs] == [f"{n} {text}" for n, text in enumerate(TEXTS)]
+
+
+def test_a_job_is_the_root_of_its_own_and_its_id_the_correlation_id(sent: list[str]) -> None:
+    for job_id in bulk(plain, [1, 2]).ids:
+        assert (row(job_id).root_id, row(job_id).correlation_id) == (job_id, str(job_id))
+    root = uuid4()
+    for job_id in bulk(plain, [1, 2], root_id=str(root)).ids:
+        assert (row(job_id).root_id, row(job_id).correlation_id) == (root, str(root))
 
 
 def test_anything_else_is_the_only_argument(sent: list[str]) -> None:
@@ -331,6 +350,56 @@ def test_keys_are_taken_in_their_order_so_that_bulks_never_wait_for_each_other(
     result = bulk([Once.s("b"), Charge.s(3), Once.s("a"), Charge.s(1), Charge.s(2)])
     assert taken == [["once:a", "once:b"], ["charge:1", "charge:2", "charge:3", "once:a", "once:b"]]
     assert [row(job_id).key for job_id in result.ids] == ["once:b", "charge:3", "once:a", "charge:1", "charge:2"]
+
+
+def waits() -> bool:
+    """Whether somebody waits for a lock."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT count(*) FROM pg_locks WHERE NOT granted")
+        return bool(cursor.fetchone()[0])
+
+
+def test_a_slice_that_the_database_ends_as_a_deadlock_is_tried_again(sent: list[str]) -> None:
+    if connection.vendor != "postgresql":
+        pytest.skip("SQLite has one writer at a time")
+
+    def enqueue() -> Enqueued:
+        try:
+            return bulk(Charge, [1, 2])
+        finally:
+            connections.close_all()
+
+    with ThreadPoolExecutor(1) as pool:
+        with transaction.atomic():
+            second = Charge.delay(2)
+            other = pool.submit(enqueue)  # has the first key, and waits for the second
+            assert wait_until(waits, 20)
+            first = Charge.delay(1)  # the other way round
+        result = other.result(20)
+    assert list(map(str, result.ids)) == [first.id, second.id]
+    assert result.inserted == 0
+
+
+def test_a_deadlock_in_a_transaction_is_told_with_what_to_do(slices: list[str]) -> None:
+    if connection.vendor != "postgresql":
+        pytest.skip("SQLite has one writer at a time")
+
+    def enqueue() -> OperationalError:
+        try:
+            with pytest.raises(OperationalError) as caught, transaction.atomic():
+                bulk(Charge, [5, 6, 7, 1, 2, 3])  # slices of three
+            return caught.value
+        finally:
+            connections.close_all()
+
+    with ThreadPoolExecutor(1) as pool, transaction.atomic():
+        Charge.delay(2)
+        other = pool.submit(enqueue)
+        assert wait_until(waits, 20)
+        Charge.delay(5)
+        error = other.result(20)
+    assert "sort the items" in error.__notes__[0]
+    assert set(Job.objects.values_list("key", flat=True)) == {"charge:2", "charge:5"}
 
 
 # --- Transactions and errors ------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """A payload: checked against the signature, carried as JSON, upgraded by version."""
 
+import inspect
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -50,6 +51,22 @@ def open_ended(first: int, *rest: int, **named: str) -> None:
 
 def call(*args, **kwargs):
     return Payload(args, kwargs)
+
+
+def only_by_name(*, a: int, b: int = 2) -> None:
+    """A body that takes nothing by place."""
+
+
+@pytest.mark.parametrize("body", [run, rich, untyped, open_ended, only_by_name, lambda: None, lambda a, /, b=1: None])
+@pytest.mark.parametrize("count", range(6))
+def test_arguments_by_place_fit_where_python_would_take_them(body: Any, count: int) -> None:
+    try:
+        inspect.signature(body).bind(*range(count))
+    except TypeError:
+        with pytest.raises(PayloadError, match="cannot be called like this"):
+            payload.fitting(body, Payload(tuple(range(count))), "t")
+    else:
+        payload.fitting(body, Payload(tuple(range(count))), "t")
 
 
 # --- As JSON ---------------------------------------------------------------------------------------
