@@ -81,6 +81,7 @@ def install(app: Any) -> Any:
     app.steps["worker"].update(WORKER_STEPS)
     _make_canvas_atomic()
     signals.celeryd_after_setup.connect(_before_work, weak=False, dispatch_uid="mainstay")
+    signals.worker_process_init.connect(_send_in_caller, weak=False, dispatch_uid="mainstay")
     signals.beat_init.connect(_start_conductor, weak=False, dispatch_uid="mainstay")
     signals.task_prerun.connect(_take_connections, weak=False, dispatch_uid="mainstay take")
     signals.task_prerun.connect(_mend_connections, weak=False, dispatch_uid="mainstay")
@@ -193,7 +194,7 @@ def _adopt_task(task: Any) -> None:
 
 def _before_work(instance: Any, **_: Any) -> None:
     """The worker is about to start: tasks registered since the app was finalized are adopted too."""
-    from jobs import broker, lifecycle, outage, pools, transport, worker
+    from jobs import broker, lifecycle, outage, pools, sender, transport, worker
 
     if not getattr(instance.app, "mainstay_installed", False):
         return
@@ -206,6 +207,7 @@ def _before_work(instance: Any, **_: Any) -> None:
     if advice := pools.advice(instance, lifecycle.database()):
         logger.warning(advice)
     pools.widen(instance)
+    sender.in_caller()
     _adopt_tasks(instance.app)
     outage.hurry_all(lifecycle.database())
     transport.survive()
@@ -213,11 +215,20 @@ def _before_work(instance: Any, **_: Any) -> None:
     worker.report_in_background(instance)
 
 
+def _send_in_caller(**_: Any) -> None:
+    """In a child of the pool, also where children are no copies of their parent."""
+    from jobs import sender
+
+    sender.in_caller()
+
+
 def _start_conductor(sender: Any, **_: Any) -> None:
     from jobs import conductor
+    from jobs.sender import in_caller
 
     if not getattr(sender.app, "mainstay_installed", False):
         return
+    in_caller()
     conductor.start_in_background()
     # Beat would wait for the broker before it fires; a job is recorded without one, and sent when it is back.
     sender.scheduler.producer = None

@@ -40,7 +40,11 @@ class Settings:
     KEEP_CANCELLED: float = math.inf
     KEEP_FAILED: float = math.inf
     FAST_BROKER: bool = True
+    SEND_IN_THREAD: bool = True
     QUEUES: tuple[str, ...] = field(default=())
+
+
+SWITCHES = frozenset({"FAST_BROKER", "SEND_IN_THREAD"})
 
 
 def current() -> Settings:
@@ -76,9 +80,9 @@ def _checked(name: str, value: Any) -> Any:
         if not isinstance(value, list | tuple | set) or not all(isinstance(queue, str) for queue in value):
             raise ImproperlyConfigured("JOBS['QUEUES'] must be a list of queue names.")
         return tuple(value)
-    if name == "FAST_BROKER":
+    if name in SWITCHES:
         if not isinstance(value, bool):
-            raise ImproperlyConfigured(f"JOBS['FAST_BROKER'] must be True or False, not {value!r}.")
+            raise ImproperlyConfigured(f"JOBS[{name!r}] must be True or False, not {value!r}.")
         return value
     if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
         raise ImproperlyConfigured(f"JOBS[{name!r}] must be a number above 0, not {value!r}.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from datetime import timedelta
 from typing import Any
@@ -12,9 +12,10 @@ from uuid import UUID
 from weakref import ref
 
 from django.db import transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
 from kombu import compression
 
-from jobs import declared, keys, lifecycle, publisher
+from jobs import declared, keys, lifecycle, outage, publisher, sender
 from jobs.errors import BrokerUnavailable, OptionError, Unsendable
 from jobs.idempotency import WHILE_UNFINISHED, KeyScope
 from jobs.lifecycle import NOW, Clock, Plus
@@ -29,6 +30,8 @@ TRIES = 5
 FRESH = 2.0
 # How many jobs are handed to the broker, or taken back, at once.
 BATCH = 1000
+# How many a thread sends for its caller; whoever enqueues more at once goes no faster than the broker takes them.
+FEW = 100
 
 _held_for: ContextVar[UUID | None] = ContextVar("mainstay_held_for", default=None)
 
@@ -109,12 +112,12 @@ def _owner(job: Job) -> UUID | None:
 def send_on_commit(jobs: Sequence[Job]) -> None:
     """Send when the transaction commits, at once outside of one; never when it rolls back.
 
-    What one transaction sends in a row goes out together, in the order of the calls.
+    What one transaction sends in a row goes out together, in the order of the calls. A thread sends where it can.
     """
     connection = lifecycle.database()
     waiting: Any = connection.run_on_commit[-1][1] if connection.run_on_commit else None
     before = waiting if isinstance(waiting, _Sending) else None
-    transaction.on_commit(_Sending(list(jobs), before), using=connection.alias, robust=True)
+    connection.on_commit(_Sending(list(jobs), before, connection), robust=True)
 
 
 class _Sending:
@@ -123,10 +126,10 @@ class _Sending:
     They are known by weak references: Django forgets those whose savepoint was rolled back.
     """
 
-    __slots__ = ("__weakref__", "jobs", "line", "marked")
+    __slots__ = ("__weakref__", "connection", "jobs", "line", "marked")
 
-    def __init__(self, jobs: list[Job], before: _Sending | None) -> None:
-        self.jobs, self.marked = jobs, time.monotonic()
+    def __init__(self, jobs: list[Job], before: _Sending | None, connection: BaseDatabaseWrapper) -> None:
+        self.jobs, self.marked, self.connection = jobs, time.monotonic(), connection
         self.line: list[ref[_Sending]] = before.line if before is not None else []
         self.line.append(ref(self))
 
@@ -136,12 +139,23 @@ class _Sending:
             return
         line = [sending for sending in (one() for one in self.line) if sending is not None]
         together = [job for sending in line[line.index(self) :] for job in sending.taken()]
-        send(together, marked=self.marked)
+        sender.hand_over(together, self.marked, _send_marked, here=self._here(together))
+
+    def _here(self, jobs: list[Job]) -> bool:
+        """Whether the caller is to send: it has many, or its transaction goes on (as in tests), or its sending is seen.
+
+        Who traces messages expects the context of the caller.
+        """
+        return len(jobs) > FEW or self.connection.in_atomic_block or publisher.in_use().watched
 
     def taken(self) -> list[Job]:
         """Its jobs, which are sent by somebody else now."""
         jobs, self.jobs = self.jobs, []
         return jobs
+
+
+def _send_marked(jobs: list[Job], marked: float) -> None:
+    send(jobs, marked=marked)
 
 
 def send(jobs: Sequence[Job], give_up: Callable[[Job], Any] | None = None, *, marked: float | None = None) -> int:
@@ -158,7 +172,8 @@ def send(jobs: Sequence[Job], give_up: Callable[[Job], Any] | None = None, *, ma
             break
         if time.monotonic() - marked > FRESH:
             # A long transaction, or a slow broker: the order in which jobs were sent is evidence of what was lost.
-            lifecycle.mark_sent(jobs[start:])
+            with _patiently():
+                lifecycle.mark_sent(jobs[start:])
             marked = time.monotonic()
         batch = jobs[start : start + BATCH]
         sent += len(batch) - _wait(batch, _published(batch), give_up)
@@ -203,18 +218,30 @@ def _put_off(job: Job, error: Unsendable, give_up: Callable[[Job], Any] | None) 
         if give_up is not None and job.sends >= TRIES:
             give_up(waiting)
 
-    lifecycle.tried(job, put_off)
+    with _patiently():
+        lifecycle.tried(job, put_off)
 
 
 def take_back(jobs: Sequence[Job], reason: str) -> None:
     """Make reserved jobs pending again, for the conductor to send."""
     for start in range(0, len(jobs), BATCH):
         ids = [lifecycle.prepared("id", job.pk) for job in jobs[start : start + BATCH]]
-        lifecycle.move_all(
-            [State.RESERVED], State.PENDING, f"id IN ({', '.join(['%s'] * len(ids))})", ids, reason,
-            due_at=Clock(timedelta(seconds=1)),
-            sends=Plus(-1),  # it was not sent; what was sent before still counts
-        )  # fmt: skip
+        with _patiently():
+            lifecycle.move_all(
+                [State.RESERVED], State.PENDING, f"id IN ({', '.join(['%s'] * len(ids))})", ids, reason,
+                due_at=Clock(timedelta(seconds=1)),
+                sends=Plus(-1),  # it was not sent; what was sent before still counts
+            )  # fmt: skip
+
+
+@contextmanager
+def _patiently() -> Iterator[None]:
+    """Let the thread that sends for others wait for a silent database only so long."""
+    with ExitStack() as stack:
+        if sender.is_thread():
+            with suppress(RuntimeError):  # at the end of a process, nobody can watch any more
+                stack.enter_context(outage.bounded(lifecycle.database(), outage.SILENCE))
+        yield
 
 
 def check_sendable(options: dict[str, Any], name: str) -> None:

@@ -90,6 +90,11 @@ class Publisher:
         """Whether the broker failed a moment ago, so that trying again would only cost the caller time."""
         return time.monotonic() < self._paused_until
 
+    @property
+    def watched(self) -> bool:
+        """Whether somebody is told of each message that is sent."""
+        return self._maker.watched
+
     def publish(self, job: Job) -> None:
         """Send one message.
 

@@ -58,6 +58,20 @@ def django_db_modify_db_settings(request: pytest.FixtureRequest) -> None:
         connections["default"].settings_dict["TEST"]["NAME"] = str(environment.DIRECTORY / "test.sqlite3")
 
 
+# --- Sending ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session", autouse=True)
+def sent_by_the_caller() -> None:
+    """What a test enqueues is sent when the call returns; what the processes send that it starts, their thread sends.
+
+    The thread's own tests are in ``tests/jobs/test_sender.py`` and ``tests/acceptance/test_sender.py``.
+    """
+    from jobs import sender
+
+    sender.in_caller()
+
+
 # --- Servers ----------------------------------------------------------------------------------------
 
 

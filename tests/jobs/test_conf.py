@@ -8,7 +8,7 @@ from django.test import override_settings
 
 from jobs import conf
 
-NUMBERS = [f.name for f in fields(conf.Settings) if f.name not in ("QUEUES", "FAST_BROKER")]
+NUMBERS = [f.name for f in fields(conf.Settings) if f.name not in ("QUEUES", *conf.SWITCHES)]
 
 
 def test_an_empty_dictionary_means_the_defaults():

@@ -8,7 +8,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand
 
-from jobs import declared, lifecycle, publisher
+from jobs import declared, lifecycle, publisher, sender
 from jobs.conductor import OFFICE, Conductor
 from jobs.errors import BrokerUnavailable
 from jobs.management.refusals import as_sentences, broker_address, one_line
@@ -29,6 +29,7 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Tick until told to stop; an unreachable database at the start is one line."""
+        sender.in_caller()
         with as_sentences():
             leader = Leader.objects.using(lifecycle.alias()).filter(office=OFFICE).first()
             # How a job goes on is its task's policy; without the task it would be the default.
