@@ -122,13 +122,13 @@ class Line:
     def _serve(self) -> None:
         while True:
             self._nothing_to_do.acquire()
-            try:
-                with self._turn:
+            with self._turn:
+                try:
                     self._send_waiting()
-            except Exception:
-                logger.exception("Jobs could not be sent, nor made pending again; the conductor finds them.")
-            finally:
-                _close_connections()
+                except Exception:
+                    logger.exception("Jobs could not be sent, nor made pending again; the conductor finds them.")
+                finally:
+                    _close_connections()
             time.sleep(PACE)
 
     def send_here(self) -> None:

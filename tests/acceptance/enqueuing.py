@@ -16,9 +16,14 @@ if sys.argv[1:] == ["greenlets"]:
 
     monkey.patch_all()
 
+if sys.argv[1:] == ["at_exit"]:
+    atexit.register(lambda: enqueue())  # first come, last called
+
 import django
 
 django.setup()
+
+from django.db import connections  # noqa: E402
 
 from jobs import outbox  # noqa: E402
 from project.celery import app  # noqa: E402, F401
@@ -53,13 +58,14 @@ def exit_by_signal() -> None:
 
 def at_exit() -> None:
     """Enqueue when the interpreter ends, and even after what Mainstay does then."""
-    atexit.register(enqueue)
     enqueue()
+    atexit.register(enqueue)
 
 
 def fork() -> None:
     """Leave the rest to a child, and enqueue beside it."""
     enqueue()
+    connections.close_all()  # as every Django process must that forks
     child = os.fork()
     enqueue()
     if child:

@@ -35,7 +35,7 @@ def ended(child: Child) -> list[str]:
 
 @pytest.mark.parametrize(
     ("how", "jobs"),
-    [("end", 10), ("exit_by_signal", 10), ("at_exit", 20), ("fork", 30), ("fork_at_work", 10), ("child", 10)],
+    [("end", 10), ("exit_by_signal", 10), ("at_exit", 30), ("fork", 30), ("fork_at_work", 10), ("child", 10)],
 )
 def test_a_process_that_ends_has_sent_each_of_its_jobs_once(
     how: str, jobs: int, enqueue: Enqueue, broker: RedisServer
