@@ -62,9 +62,9 @@ class DeadLetter(models.Model):
         indexes: ClassVar = [
             models.Index(fields=["-created_at", "-id"], name="dlq_newest"),
             models.Index(fields=["status", "-created_at", "-id"], name="dlq_newest_of_status"),
-            models.Index(fields=["task", "-created_at", "-id"], name="dlq_newest_of_task"),
-            models.Index(fields=["tenant", "-created_at", "-id"], name="dlq_newest_of_tenant"),
-            models.Index(fields=["fingerprint", "status"], name="dlq_by_fingerprint"),
+            models.Index(fields=["task", "status", "-created_at", "-id"], name="dlq_of_task"),
+            models.Index(fields=["tenant", "status", "-created_at", "-id"], name="dlq_of_tenant"),
+            models.Index(fields=["fingerprint", "status", "-created_at", "-id"], name="dlq_alike"),
         ]
 
     def __str__(self) -> str:

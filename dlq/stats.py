@@ -12,10 +12,12 @@ from django.db.models import Count, Max, Min, QuerySet
 from dlq.models import DeadLetter, Status
 from jobs import leap, lifecycle
 from jobs.errors import OptionError, Refused
+from jobs.horizon import among
 from jobs.stats import MOST
 
-COUNTED = 10_000
-NEWEST = 2_000
+# So many letters of a status are counted, and so many of the newest open ones are looked at.
+COUNTED = {Status.OPEN.value: 10_000} | dict.fromkeys(("replayed", "resolved", "discarded"), 1_000)
+NEWEST = 500
 FAT = ("payload", "traceback", "attempts", "headers")
 
 
@@ -91,36 +93,46 @@ def groups(limit: int = 50, **filters: Any) -> list[dict[str, Any]]:
 def statistics() -> dict[str, Any]:
     """Numbers of all letters: total, per status; per task, groups and the oldest of the open ones.
 
-    They cost the same at any size: no status is counted beyond 10,000, and tasks and groups are those of the newest
-    2,000 open letters. Where that was too few, ``at_least`` says so.
+    They cost the same at any size: open ones are counted up to 10,000, of each other status up to 1,000, and tasks and
+    groups are those of the newest 500 open letters. Where that was too few, ``at_least`` says so.
     """
-    newest_first = _rows().order_by("-created_at", "-id")  # along the index: a letter is too wide to be counted itself
-    per_status = {status: newest_first.filter(status=status)[:COUNTED].count() for status in Status.values}
-    opened = _rows().filter(status=Status.OPEN).order_by("-created_at", "-id")
-    newest = list(opened.values_list("fingerprint", "task", "error_type", "created_at")[:NEWEST])
+    per_status, groups = _per_status(), _newest_groups()
+    per_task: Counter[str] = Counter()
+    for group in groups:
+        per_task[group["task"]] += group["count"]
+    opened = per_status[Status.OPEN.value]
     first = _rows().filter(status=Status.OPEN).order_by("created_at").values_list("created_at", flat=True).first()
     return {
         "total": sum(per_status.values()),
-        "open": per_status[Status.OPEN],
+        "open": opened,
         "per_status": per_status,
-        "per_task": dict(sorted(Counter(task for _, task, _, _ in newest).items())),
-        "groups": _groups(newest)[:20],
+        "per_task": dict(sorted(per_task.items())),
+        "groups": groups[:20],
         "oldest_open": first,
-        "at_least": COUNTED in per_status.values() or per_status[Status.OPEN] > NEWEST,
+        "at_least": any(per_status[status] >= most for status, most in COUNTED.items()) or opened > NEWEST,
     }
 
 
-def _groups(letters: list[tuple[str, str, str, datetime]]) -> list[dict[str, Any]]:
-    """Letters of the same fingerprint as one, the largest first, as ``groups`` has them; they come newest first."""
-    found: dict[tuple[str, str, str], dict[str, Any]] = {}
-    for fingerprint, task, error, at in letters:
-        group = found.setdefault(
-            (fingerprint, task, error),
-            {"fingerprint": fingerprint, "task": task, "error_type": error, "count": 0, "first": at, "last": at},
-        )
-        group["count"] += 1
-        group["first"] = at
-    return sorted(found.values(), key=lambda group: (-group["count"], group["fingerprint"]))
+def _per_status() -> dict[str, int]:
+    """How many letters each status has, counted along the index: a letter is too wide to be looked at for it."""
+    table = DeadLetter._meta.db_table
+    few = (
+        f"SELECT 1 FROM {table} WHERE status = '{status}' ORDER BY created_at DESC, id DESC LIMIT {most}"
+        for status, most in COUNTED.items()
+    )
+    with lifecycle.database().cursor() as cursor:
+        cursor.execute("SELECT " + ", ".join(f"(SELECT COUNT(*) FROM ({each}) AS few)" for each in few))
+        return dict(zip(COUNTED, map(int, cursor.fetchone()), strict=True))
+
+
+def _newest_groups() -> list[dict[str, Any]]:
+    """Groups of the newest open letters, as ``groups`` has them."""
+    newest = _rows().filter(status=Status.OPEN).order_by("-created_at", "-id")
+    rows = among(newest.only("fingerprint", "task", "error_type", "created_at")[:NEWEST])
+    counted = rows.values("fingerprint", "task", "error_type").annotate(
+        count=Count("pk"), first=Min("created_at"), last=Max("created_at")
+    )
+    return [{**row} for row in counted.order_by("-count", "fingerprint")]
 
 
 def _rows() -> QuerySet[DeadLetter]:

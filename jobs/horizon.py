@@ -17,29 +17,33 @@ from jobs.states import FINAL, UNFINISHED, State
 HORIZON = 10_000
 RARE = {State.FAILED.value, State.CANCELLED.value}
 # Each of these alone has an index in the order of the list; the first that is given leads.
-LEADERS = ("tenant", "task", "queue", "state")
+LEADERS = ("tenant", "task", "tag", "queue", "state")
+TAGGED = ~Q(tags=[])  # what leads to a tag: the jobs that have any
 
 
-class Newest(BaseTable):
-    """The newest rows of a query and those of the last one's moment, in the place of the whole table; for PostgreSQL.
+class Part(BaseTable):
+    """The rows of a query, in the place of the whole table."""
 
-    It thinks that many rows side by side cost less than few that lie apart. Left to choose, it walks along all newest
-    jobs to find those of a queue; so it has to take them along the queue's index before it looks further.
-    """
-
-    def __init__(self, rows: QuerySet[Job], alias: str) -> None:
+    def __init__(self, rows: QuerySet[Any], alias: str, ending: str = "") -> None:
         super().__init__(rows.model._meta.db_table, alias)
-        self.rows, self.alias = rows, alias
+        self.rows, self.alias, self.ending = rows, alias, ending
 
     def as_sql(self, compiler: Any, connection: Any) -> tuple[str, Any]:
         """The query, under the name of the table."""
         sql, parameters = self.rows.query.get_compiler(connection=connection).as_sql()
-        first = f"FETCH FIRST {HORIZON + 1} ROWS WITH TIES"
-        return f"({sql} {first}) {compiler.quote_name_unless_alias(self.alias)}", parameters
+        return f"({sql}{self.ending}) {compiler.quote_name_unless_alias(self.alias)}", parameters
 
-    def relabeled_clone(self, change_map: dict[str | None, str]) -> Newest:
+    def relabeled_clone(self, change_map: dict[str | None, str]) -> Part:
         """The same under another name."""
-        return Newest(self.rows, change_map.get(self.table_alias, self.alias))
+        return Part(self.rows, change_map.get(self.table_alias, self.alias), self.ending)
+
+
+def among(rows: QuerySet[Any], found: QuerySet[Any] | None = None, ending: str = "") -> QuerySet[Any]:
+    """Look for what was to be found, else for anything, among these rows alone; ``ending`` is SQL of ours."""
+    looked = rows.model._base_manager.using(rows.db).all() if found is None else found.all()
+    alias = looked.query.get_initial_alias()
+    looked.query.alias_map[alias] = Part(rows, alias, ending)
+    return looked
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,14 +80,13 @@ class Course:
         """Those of the found jobs that are not beyond the horizon of everything, which is at ``since``."""
         if since is None or not self.column or connections[found.db].vendor != "postgresql":
             return found.filter(self.within(since))
-        # A range of one value: with "=" the order would no longer name the column, and be that of another index.
+        # PostgreSQL thinks that many rows side by side cost less than few that lie apart: left to choose, it walks
+        # along all newest jobs to find those of a queue. So they are taken along the queue's index first, by a range
+        # of one value: with "=" the order would no longer name the column, and be that of another index.
         one = Q(**{f"{self.column}__gte": self.value, f"{self.column}__lte": self.value})
         one &= Q(finished_at__isnull=False) if self.column == "state" else Q()
-        newest = everything.defer(None).filter(one).order_by(f"-{self.column}", f"-{self.by}")
-        nearest = found.all()
-        alias = nearest.query.get_initial_alias()
-        nearest.query.alias_map[alias] = Newest(newest, alias)
-        return nearest
+        newest = everything.defer(None).filter(one).order_by(*self.order[:-1])
+        return among(newest, found, f" FETCH FIRST {HORIZON + 1} ROWS WITH TIES")
 
 
 def course(given: Mapping[str, Q], state: str | None = None, others: Collection[str] = ()) -> Course:
@@ -97,7 +100,7 @@ def course(given: Mapping[str, Q], state: str | None = None, others: Collection[
         return Course(Q(), by, bounded=bool(rest))
     asked: dict[str, Any] = dict(child for child in given[leader].children if isinstance(child, tuple))
     column = leader if isinstance(asked.get(leader), str) else ""
-    return Course(given[leader], by, bool(rest), column, asked[leader] if column else "")
+    return Course(given[leader], by, bool(rest) or leader == "tag", column, asked[leader] if column else "")
 
 
 def of_state(state: str) -> Q:

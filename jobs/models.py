@@ -133,6 +133,7 @@ class Job(models.Model):
             models.Index(fields=["task", "created_at"], name="jobs_of_task"),
             models.Index(fields=["queue", "created_at"], name="jobs_of_queue"),
             models.Index(fields=["tenant", "created_at"], condition=~Q(tenant=""), name="jobs_of_tenant"),
+            models.Index(fields=["created_at"], condition=~Q(tags=[]), name="jobs_tagged"),
             models.Index(fields=["state", "finished_at"], condition=_FINISHED, name="jobs_by_end"),
             models.Index(fields=["correlation_id"], condition=_FINISHED, name="jobs_by_correlation"),
             models.Index(fields=["key"], condition=_set("key"), name="jobs_by_key"),

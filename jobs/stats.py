@@ -11,7 +11,7 @@ from django.db.models import Q
 
 from jobs import leap, lifecycle, tally
 from jobs.errors import JobNotFound, OptionError
-from jobs.horizon import Course, course, of_state
+from jobs.horizon import TAGGED, Course, course, of_state
 from jobs.models import Job, Pause, Worker
 from jobs.states import UNFINISHED, Priority, State, priority_from
 
@@ -64,8 +64,9 @@ def _looked(
         leaders["state"] = of_state(_state(state).value)
     if task:
         leaders["task"] = _named(task)
-    others = {"priority": priority is not None, "tag": tag}
-    chosen = course(leaders, state, [name for name, value in others.items() if value])
+    if tag:
+        leaders["tag"] = TAGGED
+    chosen = course(leaders, state, ["priority"] if priority is not None else [])
     times = Q(created_at__gte=since) if since else Q()
     times &= Q(created_at__lt=until) if until else Q()
     if since and chosen.by == "finished_at":

@@ -25,7 +25,7 @@ from jobs.admin import timeline
 from jobs.admin.base import Rows
 from jobs.admin.buttons import ActingAdmin, Verb
 from jobs.admin.filters import ByAge, ByTask, linked
-from jobs.admin.paginator import OrderedPaginator
+from jobs.admin.paginator import CappedPaginator, OrderedPaginator
 from jobs.admin.tracebacks import Traceback
 from jobs.admin.wording import exactly, job_address, label, short_id, short_task, when
 from jobs.errors import JobsError, PayloadError
@@ -34,6 +34,7 @@ from jobs.masking import mask
 from jobs.models import Job
 
 MOST_ALIKE = 100
+_BEFORE_STATUS = ("task", "tenant", "fingerprint", "q")  # in an index
 FAT_COLUMNS = ("payload", "headers", "traceback", "attempts", "closing_reason")
 TONES = {
     Status.OPEN: "failed",
@@ -129,7 +130,6 @@ class DeadLetterAdmin(ActingAdmin):
     search_fields = ("id",)
     search_help_text = "A letter's number, a job's id, or the beginning of a task's name."
     verbs = (REPLAY, RESOLVE, DISCARD)
-    paginator = OrderedPaginator
     page_template = "dlq/letter.html"
     empty_template = "dlq/no_letters.html"
 
@@ -142,6 +142,14 @@ class DeadLetterAdmin(ActingAdmin):
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
         """The list that counts the alike."""
         return LetterList
+
+    def get_paginator(
+        self, request: HttpRequest, queryset: QuerySet[Any], per_page: int, *args: Any, **kwargs: Any
+    ) -> CappedPaginator:
+        """Count along the index of the list; in that of a task, letters of all statuses are in another order."""
+        apart = request.GET.get("status") == ByStatus.ALL and any(request.GET.get(name) for name in _BEFORE_STATUS)
+        kind = CappedPaginator if apart else OrderedPaginator
+        return kind(queryset, per_page, *args, **kwargs)
 
     def get_search_results(
         self, request: HttpRequest, queryset: QuerySet[Any], search_term: str

@@ -1,4 +1,4 @@
-"""The migration of the indexes: it can be broken off anywhere and run again, reversed, and makes nobody wait."""
+"""The migrations of the indexes: each can be broken off anywhere and run again, reversed, and makes nobody wait."""
 
 import threading
 from collections.abc import Iterator
@@ -33,20 +33,21 @@ def again() -> Iterator[None]:
     newest()
 
 
-def indexes() -> dict[str, Any]:
+def indexes(table: str = "jobs_job") -> dict[str, Any]:
     with connection.cursor() as cursor:
         if connection.vendor == "postgresql":
             cursor.execute(
                 "SELECT relname, pg_get_indexdef(oid) || indisvalid FROM pg_class JOIN pg_index ON indexrelid = oid "
-                "WHERE indrelid = 'jobs_job'::regclass"
+                "WHERE indrelid = %s::regclass",
+                [table],
             )
         else:
-            cursor.execute("SELECT name, sql FROM sqlite_master WHERE type = 'index' AND tbl_name = 'jobs_job'")
+            cursor.execute("SELECT name, sql FROM sqlite_master WHERE type = 'index' AND tbl_name = %s", [table])
         return dict(cursor.fetchall())
 
 
-def break_off(monkeypatch: pytest.MonkeyPatch, statement: int) -> bool:
-    """Migrate to the new indexes, as far as before a statement; False when there are not so many."""
+def break_off(monkeypatch: pytest.MonkeyPatch, target: tuple[str, str], statement: int) -> bool:
+    """Migrate to new indexes, as far as before a statement; False when there are not so many."""
     left = [statement]
     with monkeypatch.context() as patched:
         editor = connection.SchemaEditorClass
@@ -60,19 +61,32 @@ def break_off(monkeypatch: pytest.MonkeyPatch, statement: int) -> bool:
 
         patched.setattr(editor, "execute", broken)
         try:
-            migrate(("jobs", "0004_indexes"))
+            migrate(target)
         except ZeroDivisionError:
             return True
     return False
 
 
-def test_it_can_be_broken_off_anywhere_and_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted = indexes()
-    for statement in (1, 14, 26, 29, 31, 32, 33):
-        migrate(("jobs", "0003_tallies"))
-        assert break_off(monkeypatch, statement) or statement > 26
-        migrate(("jobs", "0004_indexes"))
-        assert indexes() == wanted
+@pytest.mark.parametrize(
+    ("before", "target", "table", "statements", "always"),
+    [
+        (("jobs", "0003_tallies"), ("jobs", "0004_indexes"), "jobs_job", (1, 14, 26, 29, 31, 32, 33), 26),
+        (("jobs", "0004_indexes"), ("jobs", "0005_tagged"), "jobs_job", (1,), 1),
+        (("dlq", "0002_newest_of_tenant"), ("dlq", "0003_by_status"), "dlq_deadletter", (1, 3, 5, 7, 8), 8),
+    ],
+)
+def test_it_can_be_broken_off_anywhere_and_run_again(
+    monkeypatch: pytest.MonkeyPatch, before: tuple[str, str], target: tuple[str, str], table: str,
+    statements: tuple[int, ...], always: int,
+) -> None:  # fmt: skip
+    migrate(before)
+    migrate(target)
+    wanted = indexes(table)
+    for statement in statements:
+        migrate(before)
+        assert break_off(monkeypatch, target, statement) or statement > always
+        migrate(target)
+        assert indexes(table) == wanted
 
 
 def test_it_can_be_reversed_and_run_again() -> None:

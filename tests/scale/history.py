@@ -1,4 +1,7 @@
-"""A history that looks like a real one: skewed tasks, queues and tenants, few failures, some thousand unfinished jobs.
+"""A history that looks like a real one: skewed tasks, queues and tenants, some failures, two thousand unfinished jobs.
+
+Ten thousand jobs fill a page of each list as ten million do: else the longer history would be charged for the rows that
+it has to show. So one job in twenty has failed, and half of the letters are open.
 
 Rows are made inside the database, slice by slice: ids and times are in order, as they are where jobs come one by one.
 """
@@ -29,8 +32,8 @@ CREATE TEMPORARY TABLE shape AS
 SELECT number, (%(tasks)s::text[])[1 + floor({tasks} * u * u)] AS task,
     (%(queues)s::text[])[1 + floor({queues} * v * v * v)] AS queue,
     CASE WHEN u < 0.02 THEN 0 WHEN u < 0.1 THEN 10 WHEN v > 0.9 THEN 30 ELSE 20 END AS priority,
-    CASE WHEN w < 0.4 THEN 'tenant-' || floor(200 * u * v) ELSE '' END AS tenant,
-    CASE WHEN x < 0.05 THEN jsonb_build_array('import-' || floor(20 * u)) ELSE '[]' END AS tags,
+    CASE WHEN w < 0.5 THEN 'tenant-' || floor(200 * power(u * v, 3)) ELSE '' END AS tenant,
+    CASE WHEN x < 0.06 THEN jsonb_build_array('import-' || floor(10 * u)) ELSE '[]' END AS tags,
     '{{"args":[' || number || ',"' || md5(number::text) || '"],"kwargs":{{"customer":' || floor(90000 * x)
         || ',"note":"' || md5(x::text) || md5(v::text) || md5(w::text) || '"}}}}' AS payload,
     x < 0.3 AS keyed, w < 0.3 AS asked, w BETWEEN 0.3 AND 0.35 AS child, w BETWEEN 0.35 AND 0.375 AS grouped, y
@@ -72,7 +75,7 @@ FROM (
     FROM (
         SELECT n, n <= %(finished)s AS finished, CASE
                 WHEN n <= %(finished)s
-                    THEN CASE n %% 100 WHEN 17 THEN 'failed' WHEN 71 THEN 'cancelled' ELSE 'completed' END
+                    THEN CASE WHEN n %% 20 = 17 THEN 'failed' WHEN n %% 100 = 71 THEN 'cancelled' ELSE 'completed' END
                 WHEN n %% 20 < 14 THEN 'pending' WHEN n %% 20 < 18 THEN 'retrying' WHEN n %% 20 = 18 THEN 'reserved'
                 ELSE 'running' END AS state,
             now() - interval '10 minutes' - (%(rows)s - n) * (interval '{days} days' / %(rows)s) AS at
@@ -95,11 +98,11 @@ INSERT INTO dlq_deadletter (
     job_id, task, queue, tenant, payload, version, headers, reason, error_type, error_message, traceback, attempts,
     fingerprint, status, created_at, closed_at, closed_by, closing_reason)
 SELECT id, task, queue, tenant, payload, 1, '{}', reason, error_type, error_message, traceback, '[]',
-    md5(task || get_byte(uuid_send(id), 14) % 20), status, finished_at,
+    md5(task || get_byte(uuid_send(id), 14) % 2), status, finished_at,
     CASE WHEN status <> 'open' THEN finished_at END, 'ann', ''
 FROM (
-    SELECT *, CASE get_byte(uuid_send(id), 15) % 5 WHEN 0 THEN 'open' WHEN 1 THEN 'replayed'
-        WHEN 2 THEN 'discarded' ELSE 'resolved' END AS status
+    SELECT *, CASE get_byte(uuid_send(id), 15) % 6 WHEN 3 THEN 'replayed' WHEN 4 THEN 'discarded' WHEN 5 THEN 'resolved'
+        ELSE 'open' END AS status
     FROM jobs_job WHERE state = 'failed'
 ) AS failed
 """

@@ -132,7 +132,7 @@ def _lists() -> Iterator[Operation]:
     yield Operation("admin: tenant", page(tenant="tenant-7"))
     yield Operation("admin: priority=critical", page(priority=0))
     yield Operation("admin: last 24 hours", page(within="24h"))
-    yield Operation("admin: failed of a task", page(state="failed", task=TASKS[6]))
+    yield Operation("admin: failed of a task", page(state="failed", task=TASKS[0]))
     yield Operation("admin: completed of a queue", page(state="completed", queue=QUEUES[-1]))
     old = Job.objects.filter(finished_at__isnull=False, key__isnull=False).order_by("created_at")[50]
     asked = Job.objects.filter(finished_at__isnull=False, correlation_id__startswith="req-").order_by("created_at")[50]
@@ -152,15 +152,16 @@ def _letters() -> Iterator[Operation]:
     client = _chief()
     letters = reverse("admin:dlq_deadletter_changelist")
     one = DeadLetter.objects.order_by("pk")[3]
+    frequent = DeadLetter.objects.filter(task=TASKS[0]).order_by("pk")[0]
 
     def page(**query: Any) -> Callable[[], Any]:
         return lambda: _seen(client.get(letters, query))
 
     yield Operation("letters: open ones", page())
     yield Operation("letters: all", page(status="all"))
-    yield Operation("letters: open of a task", page(task=TASKS[6]))
-    yield Operation("letters: open of a tenant", page(tenant="tenant-7"))
-    yield Operation("letters: of a fingerprint", page(fingerprint=one.fingerprint, status="all"))
+    yield Operation("letters: open of a task", page(task=TASKS[0]))
+    yield Operation("letters: open of a tenant", page(tenant="tenant-0"))
+    yield Operation("letters: of a fingerprint", page(fingerprint=frequent.fingerprint, status="all"))
     yield Operation("letters: search a job's id", page(q=str(one.job_id), status="all"))
     at = reverse("admin:dlq_deadletter_change", args=[one.pk])
     yield Operation("letters: page of one", lambda: _seen(client.get(at)))
@@ -191,13 +192,13 @@ def _numbers() -> Iterator[Operation]:
         ("", {}), ("--state failed", {"state": "failed"}), ("--state pending", {"state": "pending"}),
         ("--task resize_image", {"task": "resize_image"}), ("--queue reports", {"queue": "reports"}),
         ("--tenant", {"tenant": "tenant-7"}), ("--tag", {"tag": "import-7"}), ("--priority high", {"priority": "high"}),
-        ("--state failed --task", {"state": "failed", "task": "resize_image"}),
+        ("--state failed --task", {"state": "failed", "task": "add"}),
     ):  # fmt: skip
         yield Operation(f"jobs list {name}".rstrip(), lambda filters=filters: stats.find(**filters))
     key = Job.objects.filter(key__isnull=False).order_by("created_at")[9].key
     yield Operation("jobs list --key", lambda: stats.find(key=key))
     yield Operation("dlq list", letter_stats.find)
-    yield Operation("dlq list --task", lambda: letter_stats.find(task="resize_image"))
+    yield Operation("dlq list --task", lambda: letter_stats.find(task="add"))
 
 
 def _pruning() -> Iterator[Operation]:

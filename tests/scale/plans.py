@@ -1,4 +1,4 @@
-"""How many rows each operation makes the database read, by the plans of its statements.
+"""How many rows, and pages of memory, each operation makes the database read, by the plans of its statements.
 
 ``python -m tests.scale.plans 10000 300000`` tells it as JSON. Other than times, they are the same on a busy machine.
 """
@@ -18,9 +18,10 @@ LARGE = {"jobs_job", "jobs_attempt", "dlq_deadletter"}
 
 @dataclass(slots=True)
 class Reading:
-    """What the statements of one operation read: rows of the large tables, and which of them from end to end."""
+    """What the statements of one operation read: rows of the large tables, which of them from end to end, pages."""
 
     rows: int = 0
+    pages: int = 0
     whole: set[str] = field(default_factory=set)
     _explaining: bool = False
 
@@ -38,10 +39,12 @@ class Reading:
         from django.db import connection, transaction
 
         with transaction.atomic(), connection.cursor() as cursor:
-            cursor.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {sql}", params)
+            cursor.execute(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {sql}", params)
             (plan,) = cursor.fetchone()
             transaction.set_rollback(True)
-        for node in _nodes((plan if isinstance(plan, list) else json.loads(plan))[0]["Plan"]):
+        whole = (plan if isinstance(plan, list) else json.loads(plan))[0]["Plan"]
+        self.pages += whole["Shared Hit Blocks"] + whole["Shared Read Blocks"]
+        for node in _nodes(whole):
             if node.get("Relation Name") in LARGE or "Bitmap" in node["Node Type"]:
                 read = node["Actual Rows"] + node.get("Rows Removed by Filter", 0)
                 self.rows += int(read * node["Actual Loops"])
@@ -55,7 +58,7 @@ def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield from _nodes(below)
 
 
-def readings(rows: int) -> dict[str, tuple[int, list[str]]]:
+def readings(rows: int) -> dict[str, tuple[int, int, list[str]]]:
     """What each operation reads of a history of so many rows."""
     from django.db import connection
 
@@ -69,7 +72,7 @@ def readings(rows: int) -> dict[str, tuple[int, list[str]]]:
         reading = Reading()
         with connection.execute_wrapper(reading):
             each.act()
-        found[each.name] = (reading.rows, sorted(reading.whole))
+        found[each.name] = (reading.rows, reading.pages, sorted(reading.whole))
     return found
 
 
