@@ -107,6 +107,13 @@ def test_a_job_is_the_root_of_its_own_and_its_id_the_correlation_id(sent: list[s
         assert (row(job_id).root_id, row(job_id).correlation_id) == (root, str(root))
 
 
+def test_jobs_of_their_own_and_jobs_of_others_are_not_confused(sent: list[str]) -> None:
+    root = str(uuid4())
+    own, other = bulk([plain.s(1), plain.s(2).set(root_id=root, correlation_id="req-1")]).ids
+    assert (row(own).root_id, row(own).correlation_id) == (own, str(own))
+    assert (str(row(other).root_id), row(other).correlation_id) == (root, "req-1")
+
+
 def test_anything_else_is_the_only_argument(sent: list[str]) -> None:
     bulk(note, ["a", "b"])
     assert payloads() == ['{"args":["a"],"kwargs":{}}', '{"args":["b"],"kwargs":{}}']
