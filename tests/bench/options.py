@@ -89,7 +89,7 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
     parser.add_argument("--rounds", default="", help="rounds of each measure")
     parser.add_argument("--json", default="", help="where the report is kept too, as JSON")
     parser.add_argument("--check-musts", help="exit with 1 when a must is not met or a peer failed", **flag)  # type: ignore[arg-type]
-    parser.add_argument("--before", default="", help="another checkout of Mainstay with tests/bench, to compare with")
+    parser.add_argument("--before", default="", help="another checkout of Mainstay, to compare with")
     asked = parser.parse_args(arguments)
     try:
         chosen = (*systems.chosen(asked.peers), *other_checkout(asked.before))
@@ -111,9 +111,9 @@ def other_checkout(folder: str) -> list[System]:
     if not folder:
         return []
     root = Path(folder).resolve()
-    if not (root / "tests" / "bench" / "ours.py").exists():
+    if not all((root / name).exists() for name in ("manage.py", "jobs", "project")):
         raise Mistake(
-            f"BEFORE={folder} has no tests/bench. Name another checkout, and copy tests/bench into an old one."
+            f"BEFORE={folder} is no checkout of Mainstay. Make one beside this one: git worktree add ../other <commit>"
         )
     return [replace(systems.OTHER, root=str(root))]
 

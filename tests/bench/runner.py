@@ -115,7 +115,7 @@ class Run:
         """How long it is to take."""
         history = f", then the cost of {self.options.history:,} jobs of history" if self.has_history else ""
         about = f"{self.samples} samples{history}: about {plan.clock(plan.length(self.options))} minutes"
-        if self.options.budget == float("inf"):
+        if 2 * plan.length(self.options) < self.options.budget:
             return about
         most = self.options.budget + plan.HISTORY * self.has_history
         return f"{about}; on a slow machine rounds are left out, so that it ends after about {plan.clock(most)} too"

@@ -19,7 +19,7 @@ from tests.bench.options import Options, parse
         (["--peers", "rq,x"], "PEERS=x is not a peer. There are: celery"),
         (["--rounds", "0"], "ROUNDS=0 cannot be."),
         (["--rounds", "many"], "ROUNDS=many cannot be."),
-        (["--before", "/nowhere"], "BEFORE=/nowhere has no tests/bench."),
+        (["--before", "/nowhere"], "BEFORE=/nowhere is no checkout of Mainstay."),
     ],
 )
 def test_a_mistake_is_one_sentence(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:

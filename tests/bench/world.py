@@ -99,7 +99,7 @@ class World:
                 "HTTPS": "0",
             }
             secret = {"SECRET_KEY": "only-for-bench-" + "x" * 50}
-            return found | mine | secret | {"PYTHONPATH": os.pathsep.join([system.root, str(PEERS)])}
+            return found | mine | secret | {"PYTHONPATH": os.pathsep.join([str(self.folder(system)), str(PEERS)])}
         return found | {"DJANGO_SETTINGS_MODULE": "peer_settings", "BENCH_SETTINGS": json.dumps(dict(system.settings))}
 
     def command(self, system: System, words: str) -> list[str]:
@@ -109,7 +109,9 @@ class World:
 
     def folder(self, system: System) -> Path:
         """Where its processes run: ours in the repository, the others where nothing of it is found."""
-        return Path(system.root) if system.ours else PEERS
+        if not system.ours:
+            return PEERS
+        return ROOT if system.root == str(ROOT) else self.directory / system.name
 
     def database_url(self, system: System) -> str:
         """The address of its database."""
@@ -191,10 +193,26 @@ class World:
     def _prepare_one(self, system: System) -> None:
         """Make its tables; who has none takes no part, and the others go on."""
         try:
+            self._lend_our_bench(system)
             self._migrate(system)
             self._keep_empty(system)
         except Exception as error:
             self.broken[system.name] = f"its database cannot be made ready: {error}"
+
+    def _lend_our_bench(self, system: System) -> None:
+        """Let another checkout be measured by the tasks and calls of this one, without a file put into it."""
+        folder, own = self.folder(system), Path(system.root)
+        if folder in (ROOT, PEERS):
+            return
+        tests = folder / "tests"
+        tests.mkdir(parents=True)
+        for each in (*own.iterdir(), *(own / "tests").glob("*")):
+            place = folder / each.relative_to(own)
+            if each.is_dir() and each.name not in ("tests", "bench"):
+                place.symlink_to(each)
+            elif each.is_file():
+                shutil.copyfile(each, place)  # Python finds the folder of a script where a link leads to
+        (tests / "bench").symlink_to(ROOT / "tests" / "bench")
 
     def _migrate(self, system: System) -> None:
         words = f"{PYTHON} manage.py migrate -v 0" if system.ours else f"{PYTHON} -m django migrate -v 0"
