@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from hashlib import sha1
 from queue import Empty
 from time import monotonic, time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakSet
 
 from kombu.transport import redis, virtual
@@ -27,6 +27,7 @@ from redis import Redis
 from redis.exceptions import NoPermissionError, NoScriptError, ResponseError
 
 from jobs.messages import HEADER
+from jobs.pace import Pace
 from jobs.transport import OF_THE_CONTENT, ForgivingQoS, envelope
 
 logger = logging.getLogger("jobs.worker")
@@ -126,6 +127,9 @@ FETCH_SHA = sha1(FETCH.encode(), usedforsecurity=False).hexdigest()
 concurrency: Callable[[], int] | None = None
 """How many jobs the worker of this process runs at once, where it says so."""
 
+pace: Pace | None = None
+"""How fast the worker of this process ends jobs, where messages that it holds ahead can be given back."""
+
 _channels: WeakSet[Any] = WeakSet()
 
 
@@ -183,6 +187,25 @@ class QoS(ForgivingQoS):
         self._lingering: Any = None
         super().__init__(*args, **kwargs)
 
+    @property
+    def allowed(self) -> int:
+        """How many messages may be held; 0 for any number."""
+        most: int = self.prefetch_count
+        return most + pace.ahead(most) if most and pace is not None and self.channel.in_loop else most
+
+    def can_consume(self) -> bool:
+        """Whether there is room for another message."""
+        return not self.allowed or self._held < self.allowed
+
+    def can_consume_max_estimate(self) -> Any:
+        """For how many messages there is room; None for any number."""
+        return max(self.allowed - self._held, 0) if self.allowed else None
+
+    @property
+    def _held(self) -> int:
+        delivered, dirty = cast(dict[str, Any], self._delivered), cast(set[str], self._dirty)
+        return len(delivered) - len(dirty)
+
     def append(self, message: Any, delivery_tag: Any) -> None:
         """Note a message as unacknowledged, unless that was done when it was taken."""
         if delivery_tag in self.noted:
@@ -196,6 +219,8 @@ class QoS(ForgivingQoS):
         if self.channel.closed:
             return
         if self.channel.in_loop:
+            if pace is not None:
+                pace.note()
             virtual.QoS.ack(self, delivery_tag)
             self.forget(delivery_tag)
             if self.channel.handing_untracked:
@@ -391,7 +416,7 @@ class Channel(redis.Channel):  # type: ignore[misc, unused-ignore]
         qos = self.qos
         if self.loop is None or concurrency is None or not qos.prefetch_count:
             return False
-        if len(qos._delivered) - len(qos._dirty) <= max(qos.prefetch_count // 2, concurrency()):
+        if qos._held <= max(qos.allowed // 2, concurrency()):
             return False
         if not self._held_since:
             self._held_since = monotonic()

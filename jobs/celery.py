@@ -18,6 +18,7 @@ from django.db import connections
 from kombu import transport as _kombu
 
 from jobs import conf, green, publisher, ready
+from jobs.pace import Pace
 from jobs.publisher import HEADER, UNTRACKED, Publisher
 
 logger = logging.getLogger("jobs.worker")
@@ -212,6 +213,7 @@ def _before_work(instance: Any, **_: Any) -> None:
     outage.hurry_all(lifecycle.database())
     transport.survive()
     broker.concurrency = lambda: instance.max_concurrency or instance.concurrency or 0
+    broker.pace = Pace() if pools.name(instance) == "prefork" else None
     worker.report_in_background(instance)
 
 

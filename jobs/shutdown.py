@@ -30,6 +30,7 @@ from django.db import Error
 from jobs import attempt, gate, green, heartbeat, lifecycle, pools
 from jobs.adoption import as_uuid
 from jobs.models import Job
+from jobs.pace import Pace
 from jobs.states import State
 
 logger = logging.getLogger("jobs.worker")
@@ -40,6 +41,7 @@ LOOK_EVERY = 0.1  # seconds
 LOOP_ANSWERS = 1.5  # seconds within which an event loop that runs at all has heard of the shutdown
 BODIES_END = 2.0  # seconds that interrupted bodies of threads have to end
 PROCESS_ENDS = 10.0  # seconds after which a process that was to end is ended
+SURPLUS_WAITS = 1.0  # seconds without the end of a job after which no message waits here that was taken ahead
 COPIES = 20
 
 
@@ -216,6 +218,21 @@ def give_back(consumer: Any) -> None:
         gate.in_background(send_afresh, [as_uuid(request.id) for request in left])
     if waiting:
         logger.info("%d messages whose jobs have not begun were given back.", len(waiting) - len(left))
+
+
+def give_back_surplus(consumer: Any, pace: Pace) -> None:
+    """Return what was taken ahead of its turn, now that jobs take longer: another worker may be idle."""
+    semaphore = getattr(consumer.controller, "semaphore", None)
+    if semaphore is None or _drain.begun or pace.still_for < SURPLUS_WAITS:
+        return
+    waiting = [args[0] for _, args, _ in semaphore._waiting if args]
+    surplus = waiting[max(consumer.qos.value - len(worker_state.active_requests), 0) :] if consumer.qos.value else []
+    for request in reversed(surplus):
+        semaphore._waiting.remove(next(entry for entry in semaphore._waiting if entry[1][:1] == (request,)))
+        if not _returned(request):
+            gate.in_background(send_afresh, [as_uuid(request.id)])
+    if surplus:
+        logger.info("%d messages were given back: the jobs before them take long.", len(surplus))
 
 
 def _held(consumer: Any) -> list[Any]:

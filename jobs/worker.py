@@ -106,6 +106,8 @@ class Children(bootsteps.StartStopStep):
         if getattr(parent, "hub", None) is None:
             return
         parent.hub.call_repeatedly(LOOK_EVERY, shutdown.look, parent)
+        if broker.pace is not None:
+            parent.hub.call_repeatedly(LOOK_EVERY, shutdown.give_back_surplus, parent, broker.pace)
         pool: Any = getattr(parent.pool, "_pool", None)
         if hasattr(pool, "maintain_pool"):
             parent.hub.call_repeatedly(LOOK_EVERY, pool.maintain_pool)

@@ -63,6 +63,30 @@ def test_unacked_is_empty_soon_after_the_last_job(
     assert Counter(witness.lines) == Counter(f"n{number}" for number in range(50))
 
 
+def test_short_jobs_are_taken_ahead_of_their_turn(
+    worker: Spawn, wire: Redis, witness: Witness, wait_until: WaitUntil
+) -> None:
+    worker(concurrency=1, env=environ(witness))
+    for number in range(600):
+        note.delay(f"n{number}")
+    wait_until(lambda: wire.hlen("unacked") > 2, every=0.001)
+
+
+def test_what_was_taken_ahead_goes_back_when_jobs_take_long(
+    worker: Spawn, wire: Redis, witness: Witness, wait_until: WaitUntil
+) -> None:
+    for number in range(200):
+        note.delay(f"n{number}")
+    nap.delay(20, name="long")
+    for number in range(4):
+        note.delay(f"after{number}")
+    worker(name="first", concurrency=1, env=environ(witness))
+    wait_until(lambda: "long" in witness.lines or completed(200), timeout=30)
+    worker(name="second", concurrency=1, env=environ(witness))
+    wait_until(lambda: completed(204), timeout=10)
+    assert [line for line in witness.lines if line.startswith("after")] == [f"after{number}" for number in range(4)]
+
+
 def test_a_worker_that_is_killed_with_a_full_window_loses_no_job(
     worker: Spawn, conductor: Spawn, wire: Redis, witness: Witness, wait_until: WaitUntil
 ) -> None:

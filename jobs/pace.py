@@ -1,0 +1,45 @@
+"""How fast a worker ends jobs: while they end within a moment, it may hold a few more than it has hands for.
+
+Each look at the broker then brings several, and no hand waits for one. As soon as jobs take longer, none waits here
+while another worker is idle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import monotonic
+
+SPAN = 0.02  # seconds: as many as end within them may be held ahead
+MOST = 4  # of them for each that may be held anyway
+
+
+class Pace:
+    """Counts the ends of jobs, by spans of time."""
+
+    def __init__(self, clock: Callable[[], float] = monotonic) -> None:
+        self._clock = clock
+        self._began = self._last = clock()
+        self._count = self._before = 0
+
+    def note(self) -> None:
+        """A job has ended."""
+        self._last = self._turn()
+        self._count += 1
+
+    def ahead(self, allowed: int) -> int:
+        """How many messages may be held beyond those that are ``allowed`` anyway."""
+        self._turn()
+        return min(max(self._before, self._count), MOST * allowed)
+
+    @property
+    def still_for(self) -> float:
+        """For how many seconds no job has ended."""
+        return self._clock() - self._last
+
+    def _turn(self) -> float:
+        """Begin the next span when it is time; return the time."""
+        now = self._clock()
+        if now - self._began >= SPAN:
+            self._before = self._count if now - self._began < 2 * SPAN else 0
+            self._began, self._count = now, 0
+        return now
