@@ -36,8 +36,19 @@ def _enqueue_many(numbers: Sequence[int]) -> float:
     return time.perf_counter() - committed[0]
 
 
-if importlib.util.find_spec("jobs.bulk"):  # another checkout may be older than that
+def _flush() -> None:
+    """Wait until the thread that sends has sent all."""
+    from jobs import sender
+
+    if not sender.flush():
+        raise TimeoutError("messages still wait to be sent")
+
+
+# Another checkout may be older than these.
+if importlib.util.find_spec("jobs.bulk"):
     enqueue_many = _enqueue_many
+if importlib.util.find_spec("jobs.sender"):
+    flush = _flush
 
 
 def ping(sent: int) -> None:

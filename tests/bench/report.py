@@ -22,6 +22,7 @@ COLUMNS: dict[str, tuple[tuple[str, str, bool | None], ...]] = {
         ("p99, µs", "p99_us", None),
         ("of calls", "took_us", None),
         ("jobs/s", "jobs_s", None),
+        ("jobs/s until sent", "sent_s", None),
         ("statements", "statements", None),
         ("WAL, bytes", "wal_bytes", None),
     ),
