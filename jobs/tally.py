@@ -85,7 +85,9 @@ def counted_until() -> datetime | None:
 def _step(end: datetime) -> datetime | None:
     """Count one slice, not beyond ``end``; return where the mark is now, None where it stays."""
     with transaction.atomic(using=lifecycle.alias()):
-        mark = _locked_mark()
+        mark = _locked_mark(wait=False)
+        if mark is None:
+            return None
         if mark.until is not None and mark.until > (now := lifecycle.database_now()):
             _go_back(now, mark.until)
             return None
@@ -108,10 +110,17 @@ def _go_back(to: datetime, mark: datetime) -> None:
     Census.objects.using(lifecycle.alias()).filter(pk=FINISHED).update(until=to)
 
 
-def _locked_mark() -> Census:
+def _locked_mark(*, wait: bool) -> Census | None:
+    """The mark, which is ours until the transaction ends; None if another one has it and we do not ``wait``."""
     marks = Census.objects.using(lifecycle.alias())
     marks.bulk_create([Census(name=FINISHED)], ignore_conflicts=True)
-    return marks.select_for_update().get(pk=FINISHED)
+    return marks.select_for_update(skip_locked=not wait).filter(pk=FINISHED).first()
+
+
+def _until() -> datetime | None:
+    """Where the mark is, and stays until the transaction ends."""
+    mark = _locked_mark(wait=True)
+    return mark.until if mark is not None else None
 
 
 def _first_end() -> datetime | None:
@@ -193,7 +202,7 @@ def _add(span: str, counted: str, parameters: list[Any]) -> None:
 
 def note_pruned(ids: Iterable[UUID]) -> None:
     """Note that jobs are about to be deleted, in the transaction that deletes them; count those ahead of the mark."""
-    mark = _locked_mark().until
+    mark = _until()
     prepared = [lifecycle.prepared("id", job_id) for job_id in ids]
     rows = f"FROM {Job._meta.db_table} WHERE id IN ({', '.join(['%s'] * len(prepared))})"
     ahead = "COUNT(CASE WHEN finished_at >= %s THEN 1 END)"
@@ -211,6 +220,27 @@ def note_pruned(ids: Iterable[UUID]) -> None:
     )
 
 
+def recount() -> int:
+    """Count again how many of the jobs that have ended are in the table, which reads all of them; return how many.
+
+    It mends what was deleted by hand, or pruned by a process of a release that knew no tallies. Meanwhile the conductor
+    counts nothing, and prunes nothing.
+    """
+    with transaction.atomic(using=lifecycle.alias()):
+        until = _until()
+        ever = Tally.objects.using(lifecycle.alias()).filter(span=Tally.Span.EVER)
+        ever.update(pruned=models.F("ended"))
+        if until is not None:
+            _add(
+                Tally.Span.EVER,
+                "SELECT %s AS begins, task, queue, state, 0 AS ended, -COUNT(*) AS pruned "
+                f"FROM {Job._meta.db_table} WHERE finished_at IS NOT NULL AND finished_at < %s GROUP BY 2, 3, 4",
+                [_ever(), _prepared(until)],
+            )
+        kept = ever.aggregate(kept=models.Sum(models.F("ended") - models.F("pruned")))["kept"]
+        return int(kept or 0)
+
+
 def coarsen() -> None:
     """Put old minutes together into hours, and old hours into days."""
     for fine, coarse, kept in (("minute", "hour", MINUTES_KEPT), ("hour", "day", HOURS_KEPT)):
@@ -218,7 +248,8 @@ def coarsen() -> None:
         if not old.exists():
             continue
         with transaction.atomic(using=lifecycle.alias()):
-            _locked_mark()
+            if _locked_mark(wait=False) is None:
+                return
             counted = (
                 f"SELECT {_truncated(coarse, 'begins')} AS begins, task, queue, state, SUM(ended) AS ended, "
                 "0 AS pruned "

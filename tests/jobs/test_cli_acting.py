@@ -9,6 +9,7 @@ from uuid import uuid4
 import pytest
 from django.utils import timezone
 
+from jobs import tally
 from jobs.models import Act, Job, Pause
 from tests.jobs.admin.rows import CHARGE, job, letter
 from tests.jobs.cli import Answer, Terminal, run
@@ -128,6 +129,15 @@ def test_an_unknown_job_cannot_be_retried() -> None:
 
 
 # --- Prune ----------------------------------------------------------------------------------------
+
+
+def test_recount_says_how_many_there_are() -> None:
+    for _ in range(2):
+        long_ago()
+    tally.fold()
+    Job.objects.first().delete()
+    assert run("jobs", "recount").out == "1 finished job in the table.\n"
+    assert run("jobs", "recount", "--json").json == {"finished": 1}
 
 
 def test_prune_without_an_age_deletes_nothing() -> None:

@@ -129,6 +129,29 @@ def test_what_is_pruned_before_it_is_counted_is_counted_then() -> None:
     assert stats.statistics()["total"] == 0
 
 
+def test_what_went_without_being_noted_is_gone_after_a_recount() -> None:
+    history(5)
+    history(2, "cancelled")
+    history(1, ago=timedelta(seconds=5))
+    tally.fold()
+    retention.prune(timedelta(minutes=30), ["cancelled"])
+    Job.objects.filter(pk__in=list(Job.objects.order_by("finished_at").values_list("pk", flat=True)[:2])).delete()
+    assert stats.statistics()["per_state"]["completed"] == 6
+    assert tally.recount() == 3
+    numbers = stats.statistics()
+    assert (numbers["per_state"]["completed"], numbers["per_state"]["cancelled"]) == (4, 0)
+    assert (numbers["ended"]["completed"], numbers["ended"]["cancelled"]) == (6, 2)
+
+
+def test_a_recount_before_anything_was_counted_changes_nothing() -> None:
+    history(2)
+    history(1, ago=timedelta(seconds=10))
+    retention.prune(timedelta(minutes=30))
+    assert tally.recount() == 0
+    tally.fold()
+    assert (stats.statistics()["per_state"]["completed"], stats.statistics()["ended"]["completed"]) == (1, 3)
+
+
 def test_a_clock_that_is_set_back_makes_no_job_uncounted_or_counted_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     real = lifecycle.database_now
 
@@ -247,6 +270,30 @@ def test_several_conductors_count_each_job_once(beside: Any, monkeypatch: pytest
         thread.join(30)
     tally.fold()
     assert tallied() == tallied("minute") == 40
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_conductor_does_not_wait_for_a_recount(beside: Any) -> None:
+    if connection.vendor != "postgresql":
+        pytest.skip("SQLite has one writer, who is waited for")
+    tally.fold()
+    history(3)
+    held, folded = threading.Event(), threading.Event()
+
+    def counts_for_long() -> None:
+        with transaction.atomic():
+            tally.recount()
+            held.set()
+            folded.wait(20)
+
+    slow = beside(counts_for_long)
+    assert held.wait(20)
+    with connection.cursor() as cursor:
+        cursor.execute("SET lock_timeout = '1s'")
+    assert tally.tick() == 0
+    folded.set()
+    slow.join(20)
+    assert tally.tick() > 0
 
 
 @pytest.mark.django_db(transaction=True)
