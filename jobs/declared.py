@@ -46,9 +46,11 @@ _imported: WeakSet[Any] = WeakSet()
 
 def queues(of: Any = None) -> frozenset[str]:
     """The queues that exist; empty where the project names none, so that any will do."""
-    celery = of or app()
     if conf.current().QUEUES:
         return frozenset(conf.current().QUEUES)
+    celery = of or app()
+    if celery is publisher.app_in_use():
+        return publisher.in_use().configured.queues
     return frozenset(celery.amqp.queues) if celery.conf.task_queues else frozenset()
 
 

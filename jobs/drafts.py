@@ -117,7 +117,7 @@ def draft(
     Raises ``PayloadError``, ``KeyCannotBeMade`` or ``OptionError``; nothing is left behind.
     """
     says = declaration(name, task)
-    job = outline(says, given, app_timezone, handed_on=handed_on)
+    job = _usual(says, task, given) or outline(says, given, app_timezone, handed_on=handed_on)
     fill(job, says, _payload(name, args, kwargs), given.get("key"), handed_on=handed_on)
     return job
 
@@ -132,6 +132,29 @@ def outline(says: Declaration, given: dict[str, Any], app_timezone: Any, *, hand
     for name in _TEXTS:
         if given.get(name) and not plain.storable(getattr(job, name)):
             raise OptionError(f"{name} has a character that not every database can keep: {given[name]!r}.")
+    return job
+
+
+# What a call may be given that its row does not say.
+_UNSAID = frozenset({"task_type", "result_cls", "ignore_result", "add_to_parent", "retry", "retry_policy", "producer"})
+
+
+def _usual(says: Declaration, task: Any, given: dict[str, Any]) -> Job | None:
+    """A row as ``outline`` makes it for a call that says nothing of its own; None for other calls.
+
+    Celery gives each call what the task itself says of its serializer and its limits.
+    """
+    if task is None or context.correlation_id():
+        return None
+    of_the_task = {"serializer": "json", "time_limit": says.time_limit, "soft_time_limit": says.soft_time_limit}
+    for name, value in given.items():
+        if name not in _UNSAID and (name not in of_the_task or value != of_the_task[name]):
+            return None
+    kept: tuple[Declaration, Any, Job] | None = vars(task).get("mainstay_outline")
+    if kept is None or kept[0] is not says or kept[1] is not conf.current():
+        kept = task.mainstay_outline = (says, conf.current(), outline(says, {}, None))
+    job = next(copies(kept[2]))
+    job.tags, job.metadata = [], {}
     return job
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from celery import signals
 from celery.app import base
 from celery.app.amqp import AMQP
-from celery.app.routes import MapRoute
+from celery.app.routes import MapRoute, Router
 from celery.utils.saferepr import saferepr
 
 from jobs import payload
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from jobs.models import Job
 
 HEADER = "mainstay"
+_TELLING = (signals.before_task_publish, signals.after_task_publish, signals.task_sent)
 SendTask = Callable[..., Any]
 
 # With one of these, a message is one of its kind.
@@ -113,19 +114,63 @@ class Kind:
         return Message((args, kwargs, self.first.body[2]), options, self.first.declares)
 
 
+class Configured:
+    """What Celery's configuration says to each call, kept until it changes: Celery takes long to look it up."""
+
+    def __init__(self, app: Any) -> None:
+        amqp = app.amqp
+        # Before the others: to look up a setting may be what configures the app.
+        self.sends_events = bool(app.conf.task_send_sent_event)
+        self.queues = frozenset(amqp.queues) if app.conf.task_queues else frozenset[str]()
+        self.by_name = _by_name_alone(amqp)
+        self.routes: dict[str, str] = {}  # the queue of a task, where its name alone says which
+        self._made_from = self._state(app)
+
+    def holds(self, app: Any) -> bool:
+        """Whether it still says the same."""
+        return self._state(app) == self._made_from
+
+    def _state(self, app: Any) -> tuple[Any, ...]:
+        amqp, changes = app.amqp, getattr(app.conf, "changes", None)
+        router = vars(amqp).get("router")
+        return amqp, router, amqp.queues, len(amqp.queues), dict(changes) if changes is not None else None
+
+
+def _by_name_alone(amqp: Any) -> bool:
+    """Whether nothing but the name of a task says to which queue it goes."""
+    try:
+        router = amqp.router
+        routes = router.routes
+    except Exception:
+        return False  # whoever asks for a route is told what is wrong
+    return type(router) is Router and all(isinstance(route, MapRoute) for route in routes)
+
+
 class Maker:
     """Makes the messages of one Celery app."""
 
     def __init__(self, app: Any) -> None:
         self.app = app
+        self._configured: Configured | None = None
         self._kinds: dict[Any, Kind | None] = {}
         self._made_from: tuple[Any, ...] = ()
 
     @property
+    def configured(self) -> Configured:
+        """What Celery's configuration says now."""
+        kept = self._configured
+        if kept is None or not kept.holds(self.app):
+            kept = self._configured = Configured(self.app)
+        return kept
+
+    def configure(self) -> None:
+        """Ask Celery's configuration again."""
+        self._configured = None
+
+    @property
     def watched(self) -> bool:
         """Whether somebody is told of each message, and may change it."""
-        told = (signals.before_task_publish, signals.after_task_publish, signals.task_sent)
-        return any(signal.receivers for signal in told) or bool(self.app.conf.task_send_sent_event)
+        return any(signal.receivers for signal in _TELLING) or self.configured.sends_events
 
     def made(self, asked: dict[str, Any], send_task: SendTask, connection: Any, watched: bool) -> list[Message]:
         """What is to be published: one message, and where that is asked for, an event that tells of it."""

@@ -262,9 +262,20 @@ def queue_of(wanted: str, name: str, task: Any, options: dict[str, Any]) -> str:
     Raises ``OptionError`` for a queue that the project does not declare.
     """
     known = declared.queues()
-    queue = wanted or _routed(publisher.in_use().app, name, task, options)
+    queue = wanted or _by_name(name, task, options)
     if known and queue not in known:
         raise OptionError(f"{name} names an unknown queue {queue!r}. The project has: {', '.join(sorted(known))}.")
+    return queue
+
+
+def _by_name(name: str, task: Any, options: dict[str, Any]) -> str:
+    """The queue to which Celery routes a task; kept, where nothing but the name of the task plays a part."""
+    app, says = publisher.in_use().app, publisher.in_use().configured
+    if not says.by_name or any(options.get(part) for part in ("exchange", "routing_key", "route_name")):
+        return _routed(app, name, task, options)
+    queue = says.routes.get(name)
+    if queue is None:
+        queue = says.routes[name] = _routed(app, name, task, options)
     return queue
 
 

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from amqp.exceptions import ChannelError, MessageNacked, NotFound, PreconditionFailed
+from django.core.signals import setting_changed
 from kombu.exceptions import OperationalError
 
 from jobs import batches, conf
 from jobs.batches import Failed, Parcel
 from jobs.errors import BrokerUnavailable, OptionError, Unsendable
 from jobs.messages import HEADER as HEADER
-from jobs.messages import Maker, Message, asked
+from jobs.messages import Configured, Maker, Message, asked
 from jobs.states import Priority
 
 if TYPE_CHECKING:
@@ -89,6 +90,15 @@ class Publisher:
     def paused(self) -> bool:
         """Whether the broker failed a moment ago, so that trying again would only cost the caller time."""
         return time.monotonic() < self._paused_until
+
+    @property
+    def configured(self) -> Configured:
+        """What Celery's configuration says to each call."""
+        return self._maker.configured
+
+    def configure(self) -> None:
+        """Ask Celery's configuration again: Django's settings, in which it stands, have changed."""
+        self._maker.configure()
 
     @property
     def watched(self) -> bool:
@@ -374,6 +384,14 @@ def _sooner(priority: int) -> int:
 
 
 _in_use: Publisher | None = None
+
+
+def _configure(*, setting: str, **_: Any) -> None:
+    if _in_use is not None and setting.upper().startswith("CELERY"):
+        _in_use.configure()
+
+
+setting_changed.connect(_configure)
 
 
 def use(publisher: Publisher) -> None:
