@@ -134,9 +134,10 @@ def about(run: dict[str, Any]) -> str:
     machine = run["machine"]
     where = f"{machine['processors']} × {machine['processor']}, {machine['memory_gb']} GB, {machine['system']}"
     took = f"{run['took_s'] / 60:.1f} minutes"
+    kind = "quick" if run["quick"] else "full" if run.get("whole", True) else "partial"
     versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
     lines = [
-        f"{'A quick' if run['quick'] else 'A full'} run of {took} on {where}; load at its start {machine['load']}.",
+        f"A {kind} run of {took} on {where}; load at its start {machine['load']}.",
         f"Versions: {versions}; {run['servers']}.",
         "Figures are medians over rounds, with the least and the most in brackets; ratios are taken within rounds.",
         f"A p99 is that of all rounds together, its brackets those of a round; of fewer than {ENOUGH} there is none.",

@@ -248,7 +248,8 @@ class Run:
         """The tables, the files, and whether all is as it must be."""
         o = self.options
         run = {
-            "quick": o.quick, "took_s": round(took, 1), "machine": where, "versions": versions, "servers": SERVERS,
+            "quick": o.quick, "whole": o.whole, "took_s": round(took, 1), "machine": where, "versions": versions,
+            "servers": SERVERS,
             "measures": o.measures, "settings": {system.name: system.described for system in o.systems},
             "warnings": self.warnings, "failed": self.failed, "floor": self.floor, "history": self.history,
             "late": self.late,

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.bench import publish, report
 from tests.bench.measures.base import Sample
 
@@ -124,3 +126,11 @@ def test_of_too_few_values_there_is_no_p99() -> None:
 
 def test_what_there_was_no_time_for_is_said() -> None:
     assert "* for want of time: rounds 2 to 5 of drain" in report.markdown(run(*TWO, late=["rounds 2 to 5 of drain"]))
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [({"quick": True}, "A quick run"), ({"whole": True}, "A full run"), ({"whole": False}, "A partial run")],
+)
+def test_a_report_says_how_much_of_the_benchmark_it_is_of(kind: dict[str, bool], says: str) -> None:
+    assert report.markdown(run(*TWO, **kind)).startswith(says)
