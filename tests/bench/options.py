@@ -71,12 +71,12 @@ class Options:
     @property
     def bulk(self) -> int:
         """Jobs in one round of bulk."""
-        return 1000 if self.quick else 5000
+        return 2000 if self.quick else 5000
 
     @property
     def released(self) -> int:
         """Rows in one round of release."""
-        return 1000 if self.quick else 3000
+        return 2000 if self.quick else 3000
 
 
 def parse(arguments: Sequence[str] | None = None) -> Options:
