@@ -16,8 +16,8 @@ from jobs.horizon import among
 from jobs.stats import MOST
 
 # So many letters of a status are counted, and so many of the newest open ones are looked at.
-COUNTED = {Status.OPEN.value: 10_000} | dict.fromkeys(("replayed", "resolved", "discarded"), 1_000)
-NEWEST = 500
+COUNTED = {Status.OPEN.value: 5_000} | dict.fromkeys(("replayed", "resolved", "discarded"), 1_000)
+NEWEST = 250
 FAT = ("payload", "traceback", "attempts", "headers")
 
 
@@ -93,8 +93,8 @@ def groups(limit: int = 50, **filters: Any) -> list[dict[str, Any]]:
 def statistics() -> dict[str, Any]:
     """Numbers of all letters: total, per status; per task, groups and the oldest of the open ones.
 
-    They cost the same at any size: open ones are counted up to 10,000, of each other status up to 1,000, and tasks and
-    groups are those of the newest 500 open letters. Where that was too few, ``at_least`` says so.
+    They cost the same at any size: open ones are counted up to 5,000, of each other status up to 1,000, and tasks and
+    groups are those of the newest 250 open letters. Where that was too few, ``at_least`` says so.
     """
     per_status, groups = _per_status(), _newest_groups()
     per_task: Counter[str] = Counter()
