@@ -13,7 +13,8 @@ from project.servers import RedisServer, free_port
 from tests.acceptance.conftest import Settled
 from tests.children import Child, python
 from tests.conftest import Spawn, WaitUntil
-from tests.platform import messages
+from tests.platform import fresh, messages
+from tests.sample.tasks import is_sender
 
 pytestmark = pytest.mark.usefixtures("committed")
 
@@ -85,3 +86,11 @@ def test_jobs_whose_process_died_before_it_sent_them_run(
     worker(env=quick)
     conductor(env=quick)
     assert settled(60) == {State.COMPLETED: Job.objects.count()}
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
+def test_bodies_send_what_they_enqueue_themselves(pool: str, worker: Spawn, settled: Settled) -> None:
+    job = is_sender.delay()
+    worker(pool=pool, concurrency=1)
+    settled()
+    assert fresh(job).result == "true"

@@ -51,6 +51,14 @@ def note(line: str) -> str:
 
 
 @task
+def is_sender() -> bool:
+    """Whether what a body enqueues is sent before its call returns."""
+    from jobs import sender
+
+    return not sender._by_thread()
+
+
+@task
 def total(numbers: list[int]) -> int:
     witness(f"total {sum(numbers)}")
     return sum(numbers)
