@@ -195,14 +195,15 @@ class QoS(ForgivingQoS):
 
     def can_consume(self) -> bool:
         """Whether there is room for another message."""
-        return not self.allowed or self._held < self.allowed
+        return not self.allowed or self.held < self.allowed
 
     def can_consume_max_estimate(self) -> Any:
         """For how many messages there is room; None for any number."""
-        return max(self.allowed - self._held, 0) if self.allowed else None
+        return max(self.allowed - self.held, 0) if self.allowed else None
 
     @property
-    def _held(self) -> int:
+    def held(self) -> int:
+        """How many messages are held: taken, and not acknowledged."""
         delivered, dirty = cast(dict[str, Any], self._delivered), cast(set[str], self._dirty)
         return len(delivered) - len(dirty)
 
@@ -416,7 +417,7 @@ class Channel(redis.Channel):  # type: ignore[misc, unused-ignore]
         qos = self.qos
         if self.loop is None or concurrency is None or not qos.prefetch_count:
             return False
-        if qos._held <= max(qos.allowed // 2, concurrency()):
+        if qos.held <= max(qos.allowed // 2, concurrency()):
             return False
         if not self._held_since:
             self._held_since = monotonic()

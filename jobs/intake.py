@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from contextlib import suppress
+from copy import copy
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -98,7 +99,8 @@ def adopt(
 
 
 def follow(job: Job, owner: UUID) -> None:
-    """Insert a draft that settles as ``owner`` does."""
+    """Insert a job like this draft that settles as ``owner`` does."""
+    job = copy(job)  # the draft itself may be tried again
     job.key, job.state, job.due_at, job.waits_for_id = None, State.PENDING, None, None
     with transaction.atomic(using=lifecycle.alias()):
         if lifecycle.insert(job):

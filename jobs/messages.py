@@ -124,6 +124,7 @@ class Configured:
         self.queues = frozenset(amqp.queues) if app.conf.task_queues else frozenset[str]()
         self.by_name = _by_name_alone(amqp)
         self.routes: dict[str, str] = {}  # the queue of a task, where its name alone says which
+        self.alone: bool | None = None  # asked when it is first needed
         self._made_from = self._state(app)
 
     def holds(self, app: Any) -> bool:
@@ -133,7 +134,7 @@ class Configured:
     def _state(self, app: Any) -> tuple[Any, ...]:
         amqp, changes = app.amqp, getattr(app.conf, "changes", None)
         router = vars(amqp).get("router")
-        return amqp, router, amqp.queues, len(amqp.queues), dict(changes) if changes is not None else None
+        return amqp, router, amqp.queues, frozenset(amqp.queues), dict(changes) if changes is not None else None
 
 
 def _by_name_alone(amqp: Any) -> bool:
@@ -171,6 +172,13 @@ class Maker:
     def watched(self) -> bool:
         """Whether somebody is told of each message, and may change it."""
         return any(signal.receivers for signal in _TELLING) or self.configured.sends_events
+
+    def makes_alone(self, send_task: SendTask) -> bool:
+        """Whether nothing of the project's or of other packages takes part: that would expect the caller's context."""
+        configured = self.configured
+        if configured.alone is None:
+            configured.alone = self._is_celerys_own(send_task)
+        return configured.alone
 
     def made(self, asked: dict[str, Any], send_task: SendTask, connection: Any, watched: bool) -> list[Message]:
         """What is to be published: one message, and where that is asked for, an event that tells of it."""

@@ -6,10 +6,14 @@ while another worker is idle.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from time import monotonic
 
 SPAN = 0.02  # seconds: as many as end within them may be held ahead
+SPANS = (
+    3  # in a row, in each of which so many must have ended: long jobs may well end together, but not again and again
+)
 MOST = 4  # of them for each that may be held anyway
 
 
@@ -19,7 +23,8 @@ class Pace:
     def __init__(self, clock: Callable[[], float] = monotonic) -> None:
         self._clock = clock
         self._began = self._last = clock()
-        self._count = self._before = 0
+        self._count = 0
+        self._before = deque([0] * SPANS, SPANS)
 
     def note(self) -> None:
         """A job has ended."""
@@ -29,7 +34,7 @@ class Pace:
     def ahead(self, allowed: int) -> int:
         """How many messages may be held beyond those that are ``allowed`` anyway."""
         self._turn()
-        return min(max(self._before, self._count), MOST * allowed)
+        return min(*self._before, MOST * allowed)
 
     @property
     def still_for(self) -> float:
@@ -39,7 +44,8 @@ class Pace:
     def _turn(self) -> float:
         """Begin the next span when it is time; return the time."""
         now = self._clock()
-        if now - self._began >= SPAN:
-            self._before = self._count if now - self._began < 2 * SPAN else 0
+        passed = int((now - self._began) / SPAN)
+        if passed:
+            self._before.extend([self._count, *[0] * min(passed - 1, SPANS)])
             self._began, self._count = now, 0
         return now

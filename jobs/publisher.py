@@ -102,8 +102,8 @@ class Publisher:
 
     @property
     def watched(self) -> bool:
-        """Whether somebody is told of each message that is sent."""
-        return self._maker.watched
+        """Whether somebody is told of each message that is sent, or takes part in making it."""
+        return self._maker.watched or not self._maker.makes_alone(self._send_task)
 
     def publish(self, job: Job) -> None:
         """Send one message.

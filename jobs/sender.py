@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import logging
+import math
 import os
 import sys
 import threading
@@ -36,6 +37,7 @@ LARGE = 32_000_000  # characters of payloads that may wait
 AT_ONCE = 1000  # jobs that are sent together
 OUR_TURN = 5.0  # seconds that a caller who has to send waits for another one to finish
 AT_EXIT = 5.0  # seconds that the end of a process waits for the rest to go
+FORK_WAITS = 1.0  # seconds that a fork waits for the thread to have sent
 LOOK_EVERY = 0.002  # seconds between two looks of ``flush``
 
 
@@ -60,6 +62,7 @@ class Line:
         self._nothing_to_do = threading.Lock()  # the thread waits for it; to release it is to wake the thread
         self._nothing_to_do.acquire()
         self._starting = threading.Lock()
+        self._stands_still = False
         self._thread: threading.Thread | None = None
         self.pid = os.getpid()
 
@@ -135,21 +138,34 @@ class Line:
         """Send all that waits, unless somebody else is at it for long."""
         if self._turn.acquire(timeout=OUR_TURN):
             try:
-                self._send_waiting()
+                self._send_waiting(len(self._waiting))
             finally:
                 self._turn.release()
         self.wake()  # for what came meanwhile, or could not be sent
 
-    def _send_waiting(self) -> None:
-        while handed := self._taken():
-            handed[0].send([one.job for one in handed], handed[0].marked)
+    def _send_waiting(self, most: float = math.inf) -> None:
+        while most > 0 and (handed := self._taken(min(most, AT_ONCE))):
+            most -= len(handed)
+            # By the oldest mark: what is marked again needs no evidence, what is not must not seem older than it is.
+            handed[0].send([one.job for one in handed], min(one.marked for one in handed))
 
-    def _taken(self) -> list[Handed]:
+    def _taken(self, most: float) -> list[Handed]:
         taken: list[Handed] = []
         with suppress(IndexError):
-            while len(taken) < AT_ONCE:
+            while len(taken) < most:
                 taken.append(self._waiting.popleft())
         return taken
+
+    # --- Forks ---
+
+    def stand_still(self) -> None:
+        """A fork is about to happen: a child must not inherit the locks that the thread holds (of SQLite)."""
+        self._stands_still = self._turn.acquire(timeout=FORK_WAITS)
+
+    def go_on(self) -> None:
+        """It has happened."""
+        if self._stands_still:
+            self._turn.release()
 
 
 def hand_over(jobs: list[Job], marked: float, send: Send, *, here: bool = False) -> None:
@@ -194,7 +210,8 @@ def in_caller() -> None:
 
 def is_thread() -> bool:
     """Whether this is the thread that sends."""
-    return _line is not None and _line.is_served_by(threading.current_thread())
+    line = _lines.get(os.getpid())
+    return line is not None and line.is_served_by(threading.current_thread())
 
 
 def _by_thread() -> bool:
@@ -237,12 +254,28 @@ def _own_line() -> Line:
 
     Made when it is first needed: by then gevent has put its own locks and threads in place.
     """
-    global _line
-    if _line is None or _line.pid != os.getpid():  # uWSGI tells nobody that it forks
-        _line = Line()
-    return _line
+    line = _lines.get(os.getpid())  # uWSGI tells nobody that it forks
+    return line if line is not None else _lines.setdefault(os.getpid(), Line())
 
 
-_line: Line | None = None
+def _before_fork() -> None:
+    line = _lines.get(os.getpid())
+    if line is not None and not line.is_served_by(threading.current_thread()):
+        line.stand_still()
+
+
+def _after_fork() -> None:
+    line = _lines.get(os.getpid())
+    if line is not None:
+        line.go_on()
+
+
+def _after_fork_in_child() -> None:
+    _lines.clear()
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child)
+
+_lines: dict[int, Line] = {}
 _in_caller = False
 _ended = False

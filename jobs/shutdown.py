@@ -226,7 +226,8 @@ def give_back_surplus(consumer: Any, pace: Pace) -> None:
     if semaphore is None or _drain.begun or pace.still_for < SURPLUS_WAITS:
         return
     waiting = [args[0] for _, args, _ in semaphore._waiting if args]
-    surplus = waiting[max(consumer.qos.value - len(worker_state.active_requests), 0) :] if consumer.qos.value else []
+    held, allowed = getattr(getattr(consumer.task_consumer.channel, "qos", None), "held", 0), consumer.qos.value
+    surplus = waiting[max(len(waiting) - (held - allowed), 0) :] if 0 < allowed < held else []
     for request in reversed(surplus):
         semaphore._waiting.remove(next(entry for entry in semaphore._waiting if entry[1][:1] == (request,)))
         if not _returned(request):

@@ -14,7 +14,7 @@ from django.db import OperationalError, connection, connections, transaction
 from django.test.utils import CaptureQueriesContext
 
 from jobs import bulk as module
-from jobs import keys, lifecycle, outbox, publisher
+from jobs import keys, lifecycle, outbox, publisher, successors
 from jobs.bulk import Enqueued, Item, bulk
 from jobs.context import correlated
 from jobs.errors import DeclarationError, KeyCannotBeMade, OptionError, PayloadError
@@ -385,6 +385,26 @@ def test_a_slice_that_the_database_ends_as_a_deadlock_is_tried_again(sent: list[
         result = other.result(20)
     assert list(map(str, result.ids)) == [first.id, second.id]
     assert result.inserted == 0
+
+
+def test_a_slice_that_is_tried_again_still_follows_who_has_its_key(
+    sent: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner, follower, follow, tries = Charge.delay(1), uuid4(), successors.follow, list[UUID]()
+
+    def deadlocked_once(job: Job, owner_id: UUID) -> None:
+        tries.append(job.pk)
+        if len(tries) == 1:
+            cause = Exception()
+            cause.sqlstate = "40P01"  # type: ignore[attr-defined]
+            raise OperationalError("deadlock detected") from cause
+        follow(job, owner_id)
+
+    monkeypatch.setattr(successors, "follow", deadlocked_once)
+    result = bulk([Charge.s(1).set(task_id=str(follower))])
+    assert tries == [follower, follower]
+    assert row(follower).follows_id == UUID(owner.id)
+    assert result.duplicates == {0: UUID(owner.id)}
 
 
 def test_a_deadlock_in_a_transaction_is_told_with_what_to_do(slices: list[str]) -> None:

@@ -26,32 +26,43 @@ def test_a_worker_that_has_ended_nothing_holds_nothing_ahead() -> None:
     assert paced()[0].ahead(2) == 0
 
 
-def test_as_many_may_be_held_ahead_as_ended_within_a_moment() -> None:
+def go_on(pace: Pace, clock: Clock, *spans: int) -> None:
+    """So many jobs end in each of the next spans."""
+    for jobs in spans:
+        end(pace, jobs)
+        clock.now += 1.01 * SPAN
+
+
+def test_as_many_may_be_held_ahead_as_end_within_each_of_the_last_moments() -> None:
     pace, clock = paced()
-    end(pace, 3)
-    clock.now += 1.01 * SPAN
+    go_on(pace, clock, 5, 3, 4)
     assert pace.ahead(2) == 3
 
 
 def test_never_more_than_a_few_for_each_that_may_be_held_anyway() -> None:
-    pace, _ = paced()
-    end(pace, 500)
+    pace, clock = paced()
+    go_on(pace, clock, 500, 500, 500)
     assert pace.ahead(2) == 2 * MOST
 
 
-def test_none_when_no_job_has_ended_for_two_moments() -> None:
+def test_long_jobs_that_end_together_are_no_short_ones() -> None:
     pace, clock = paced()
-    end(pace, 8)
-    clock.now += 2 * SPAN
+    go_on(pace, clock, 0, 4, 4, 0)
+    assert pace.ahead(8) == 0
+
+
+def test_none_as_soon_as_no_job_ends() -> None:
+    pace, clock = paced()
+    go_on(pace, clock, 8, 8, 8)
+    assert pace.ahead(2) == 8
+    go_on(pace, clock, 0)
     assert pace.ahead(2) == 0
 
 
-def test_a_moment_in_which_none_ended_counts_for_itself() -> None:
+def test_none_after_a_pause_of_any_length() -> None:
     pace, clock = paced()
-    end(pace, 8)
-    clock.now += 1.01 * SPAN
-    assert pace.ahead(2) == 8
-    clock.now += 1.01 * SPAN
+    go_on(pace, clock, 8, 8, 8)
+    clock.now += 3600
     assert pace.ahead(2) == 0
 
 

@@ -1,9 +1,11 @@
 """A thread sends for its callers: in order, together what came together, and never at the price of a job."""
 
 import threading
+import time
 import types
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from celery import signals
 from django.core.management import call_command
 from django.db import transaction
 from django.test import TestCase
+from django.utils import timezone
 
 from jobs import outbox, publisher, sender
 from jobs.errors import BrokerUnavailable
@@ -28,7 +31,7 @@ def by_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A process that has not sent anything so far."""
     before = publisher.in_use()
     publisher.use(Publisher(before.app, before._send_task))
-    for name, value in {"_in_caller": False, "_ended": False, "_line": None}.items():
+    for name, value in {"_in_caller": False, "_ended": False, "_lines": {}}.items():
         monkeypatch.setattr(sender, name, value)
     yield
     sender.flush()
@@ -120,6 +123,54 @@ def test_what_comes_while_the_thread_sends_goes_together(busy: Broker) -> None:
     busy.open.set()
     assert sender.flush(10)
     assert busy.batches[1:] == [jobs]
+
+
+def test_an_old_mark_behind_a_fresh_one_is_renewed(busy: Broker) -> None:
+    fresh_one, old = fresh(add.delay(1, 2)), fresh(add.delay(3, 4))
+    long_ago = timezone.now() - timedelta(seconds=60)
+    Job.objects.filter(pk=old.pk).update(sent_at=long_ago)
+    line = sender._own_line()
+    waiting = [one._replace(marked=time.monotonic() - 60) if one.job.pk == old.pk else one for one in line._waiting]
+    line._waiting.clear()
+    line._waiting.extend(waiting)
+    busy.open.set()
+    assert sender.flush(10)
+    assert busy.ids[-2:] == [str(fresh_one.pk), str(old.pk)]
+    assert fresh(old).sent_at > long_ago + timedelta(seconds=50)
+
+
+def test_who_sends_for_others_ends_although_they_go_on(broker_here: Broker) -> None:
+    job, served = fresh(add.delay(1, 2)), list[int]()
+    assert sender.flush(10)
+    line = sender.Line()
+
+    def send(jobs: list[Job], marked: float) -> None:
+        served.append(len(jobs))
+        if len(served) < 50:
+            line.add([job], time.monotonic(), send)
+
+    line.add([job, job], time.monotonic(), send)
+    line.send_here()
+    assert served == [2]
+
+
+def test_a_fork_waits_until_the_thread_has_sent(busy: Broker) -> None:
+    threading.Timer(0.3, busy.open.set).start()
+    sender._before_fork()
+    assert busy.ids
+    sender._after_fork()
+    add.delay(1, 2)
+    assert sender.flush(10)
+    assert len(busy.ids) == 2
+
+
+def test_a_fork_does_not_wait_for_ever(busy: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sender, "FORK_WAITS", 0.1)
+    sender._before_fork()
+    sender._after_fork()
+    busy.open.set()
+    assert sender.flush(10)
+    assert len(busy.ids) == 1
 
 
 def test_a_transaction_that_rolls_back_sends_nothing(broker_here: Broker) -> None:
