@@ -13,6 +13,7 @@ from django.db import connection
 
 from jobs import lifecycle
 from jobs.models import Job, Leader
+from jobs.outage import QUIET
 from jobs.states import State
 from project.servers import RedisServer
 from tests.children import Child, alive, database_url, python
@@ -119,7 +120,12 @@ def test_each_process_says_once_that_the_database_is_away_and_once_that_it_is_ba
     wait_until(lambda: Leader.objects.filter(ticked_at__gt=now).exists())
     before = platform.conductor.log
     server.stop()
-    wait_until(lambda: "The conductor waits for it." in platform.conductor.log[len(before) :])  # type: ignore[union-attr]
+
+    def told() -> bool:
+        assert platform.conductor is not None
+        return "The conductor waits for it." in platform.conductor.log[len(before) :]
+
+    wait_until(told, timeout=2 * QUIET)  # it may have told of an outage of the test before just now
     time.sleep(4)
     server.start()
     wait_until(lambda: "The database is back" in platform.conductor.log[len(before) :])  # type: ignore[union-attr]
