@@ -55,18 +55,19 @@ def test_what_has_no_queue_is_sent_once_it_has_one(url: str) -> None:  # noqa: F
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("changes", "spare"),
     [
-        {"queue": "renamed"},
-        {"delivery": '{"exchange": "missing", "routing_key": "x"}'},
-        {"payload": "{"},
-        {"delivery": '{"headers": {"big": 1000000000000000000000}}'},
+        ({"queue": "renamed"}, 0),
+        # RabbitMQ closes the channel, and with it may drop confirmations: what was not confirmed is sent again.
+        ({"delivery": '{"exchange": "missing", "routing_key": "x"}'}, 25),
+        ({"payload": "{"}, 0),
+        ({"delivery": '{"headers": {"big": 1000000000000000000000}}'}, 0),
     ],
 )
-def test_one_that_cannot_be_sent_holds_up_no_other(url: str, changes: dict[str, object]) -> None:  # noqa: F811
+def test_one_that_cannot_be_sent_holds_up_no_other(url: str, changes: dict[str, object], spare: int) -> None:  # noqa: F811
     due(50, **changes)
     assert release.release() == 49
-    assert depth(url) == 50
+    assert 50 <= depth(url) <= 50 + spare
     (waits,) = Job.objects.filter(state=State.PENDING)
     assert waits.reason.startswith("cannot be sent: ")
     assert not publisher.in_use().paused
