@@ -11,9 +11,7 @@ from collections.abc import Callable
 from time import monotonic
 
 SPAN = 0.02  # seconds: as many as end within them may be held ahead
-SPANS = (
-    3  # in a row, in each of which so many must have ended: long jobs may well end together, but not again and again
-)
+SPANS = 3  # in a row, in each of which so many must have ended: long jobs may end together, but not again and again
 MOST = 4  # of them for each that may be held anyway
 
 
