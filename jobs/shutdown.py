@@ -16,6 +16,8 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import partial
+from itertools import takewhile
 from typing import Any
 
 from billiard.common import REMAP_SIGTERM
@@ -228,12 +230,22 @@ def give_back_surplus(consumer: Any, pace: Pace) -> None:
     waiting = [args[0] for _, args, _ in semaphore._waiting if args]
     held, allowed = getattr(getattr(consumer.task_consumer.channel, "qos", None), "held", 0), consumer.qos.value
     surplus = waiting[max(len(waiting) - (held - allowed), 0) :] if 0 < allowed < held else []
-    for request in reversed(surplus):
-        semaphore._waiting.remove(next(entry for entry in semaphore._waiting if entry[1][:1] == (request,)))
-        if not _returned(request):
-            gate.in_background(send_afresh, [as_uuid(request.id)])
-    if surplus:
-        logger.info("%d messages were given back: the jobs before them take long.", len(surplus))
+    back = list(takewhile(partial(_went_back, semaphore), reversed(surplus)))
+    if back:
+        logger.info("%d messages were given back: the jobs before them take long.", len(back))
+
+
+def _went_back(semaphore: Any, request: Any) -> bool:
+    """Whether the broker took a message back; else it keeps its place here, and is tried again later."""
+    try:
+        request.message.requeue()
+    except Exception as error:
+        logger.debug("The message of job %s could not be given back yet: %s", request.id, error)
+        return False
+    request.acknowledged = True
+    worker_state.task_ready(request)
+    semaphore._waiting.remove(next(entry for entry in semaphore._waiting if entry[1][:1] == (request,)))
+    return True
 
 
 def _held(consumer: Any) -> list[Any]:
