@@ -52,6 +52,9 @@ class Careful:
         """What the event loop is given."""
         itself, connection, consumer, *rest = super().loop_args()  # type: ignore[misc]
         green = getattr(self.pool, "is_green", False)  # type: ignore[attr-defined]
+        events = getattr(self, "event_dispatcher", None)
+        if green and events is not None and events.connection is not None:
+            pools.hasten(events.connection)
         return (itself, pools.Attentive(connection, consumer) if green else connection, consumer, *rest)
 
     def on_unknown_message(self, body: Any, message: Any) -> None:

@@ -87,3 +87,12 @@ def test_a_consumer_that_may_take_no_more_looks_soon_again(free: bool, waits: fl
     qos = SimpleNamespace(can_consume=lambda: free)
     consumer = SimpleNamespace(channel=SimpleNamespace(qos=qos))
     assert pools.Attentive(Silent(), consumer).drain_events(timeout=2.0) == waits
+
+
+def test_nobody_waits_on_the_connection_of_celerys_events() -> None:
+    events, waited = SimpleNamespace(), list[float]()
+    events.drain_events = lambda timeout: waited.append(timeout)
+    pools.hasten(events)
+    events.drain_events(timeout=0.1)
+    events.drain_events()
+    assert waited == [pools.AT_MOST, pools.AT_MOST]
