@@ -8,6 +8,8 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from django.core.management import call_command
+from django.db import connection
 
 from project.servers import RedisServer
 from tests.children import Child, python
@@ -106,6 +108,10 @@ def platform_of_module(
         platform = Platform(tmp_path_factory.mktemp("platform"), pool, concurrency)
     yield platform
     platform.stop()
+    with django_db_blocker.unblock():
+        # What they wrote after the last test had emptied the tables: of a message that was left, say.
+        call_command("flush", verbosity=0, interactive=False)
+        connection.close()
 
 
 @pytest.fixture
