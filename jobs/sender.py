@@ -64,7 +64,6 @@ class Line:
         self._starting = threading.Lock()
         self._stands_still = False
         self._thread: threading.Thread | None = None
-        self.pid = os.getpid()
 
     @property
     def idle(self) -> bool:
@@ -160,11 +159,13 @@ class Line:
 
     def stand_still(self) -> None:
         """A fork is about to happen: a child must not inherit the locks that the thread holds (of SQLite)."""
-        self._stands_still = self._turn.acquire(timeout=FORK_WAITS)
+        if self._turn.acquire(timeout=FORK_WAITS):
+            self._stands_still = True
 
     def go_on(self) -> None:
         """It has happened."""
         if self._stands_still:
+            self._stands_still = False
             self._turn.release()
 
 

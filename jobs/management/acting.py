@@ -214,7 +214,8 @@ class Recount(Verb):
     about = (
         "The numbers of finished jobs are kept as they end and are pruned, not counted when you ask. Rows that you\n"
         "deleted yourself, and those that a process of an older release pruned during a deployment, stay in them.\n"
-        "This counts again what is in the table. It reads all jobs: about a second for a million. Jobs go on."
+        "This counts again what is in the table. It reads all jobs: about a second for a million. Jobs go on;\n"
+        "on SQLite those who write wait meanwhile."
     )
     examples = ("jobs recount", "jobs recount --json")
 

@@ -173,6 +173,18 @@ def test_a_fork_does_not_wait_for_ever(busy: Broker, monkeypatch: pytest.MonkeyP
     assert len(busy.ids) == 1
 
 
+def test_of_two_forks_at_once_the_one_that_waited_in_vain_keeps_nobody_waiting(
+    broker_here: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sender, "FORK_WAITS", 0.05)
+    sender._own_line()
+    for act in (sender._before_fork, sender._before_fork, sender._after_fork, sender._after_fork):
+        act()
+    job = add.delay(1, 2)
+    assert sender.flush(5)
+    assert broker_here.ids == [job.id]
+
+
 def test_a_transaction_that_rolls_back_sends_nothing(broker_here: Broker) -> None:
     with suppress(ZeroDivisionError), transaction.atomic():
         add.delay(1, 2)
