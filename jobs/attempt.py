@@ -16,7 +16,7 @@ from billiard.exceptions import SoftTimeLimitExceeded
 from celery.exceptions import Ignore, Reject, Retry, WorkerShutdown, WorkerTerminate
 from django.db import Error, transaction
 
-from jobs import conclusion, drafts, errbacks, green, heartbeat, lifecycle, outage, payload, successors
+from jobs import conclusion, drafts, errbacks, green, handover, heartbeat, lifecycle, outage, payload, successors
 from jobs.conclusion import Report
 from jobs.conf import current as settings
 from jobs.context import correlated
@@ -83,7 +83,11 @@ def claim(job_id: UUID, worker: str) -> tuple[Job, float]:
 
     Raises ``Ignore`` where the job is not to be run now, or not by us.
     """
-    token, lease, asked = uuid4(), timedelta(seconds=settings().LEASE), list[float]()
+    given = handover.claimed(job_id)
+    if given is not None and given.row is not None:
+        return lifecycle.as_job(given.row), given.asked
+    token = given.token if given is not None else uuid4()
+    lease, asked = timedelta(seconds=settings().LEASE), list[float]()
 
     def once() -> Job | None:
         asked.append(heartbeat.clock())
@@ -207,9 +211,12 @@ def _complete(job: Job, result: str | None) -> None:
     watched = heartbeat.watched(job.pk)
     progress = (watched.progress if watched else None) or job.progress
     changes = {"progress": progress} if progress else {}
-    if not successors.has_any(job) and lifecycle.complete(job, result, **changes):
-        lifecycle.announce("completed", job)
-        return
+    if not successors.has_any(job):
+        if not changes and handover.take(job, result):
+            return
+        if lifecycle.complete(job, result, **changes):
+            lifecycle.announce("completed", job)
+            return
     successors.finish(job, State.COMPLETED, "", result=result, error_type="", error_message="", traceback="", **changes)
 
 

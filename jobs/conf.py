@@ -41,10 +41,11 @@ class Settings:
     KEEP_FAILED: float = math.inf
     FAST_BROKER: bool = True
     SEND_IN_THREAD: bool = True
+    GROUP_SHORT_JOBS: bool = True
     QUEUES: tuple[str, ...] = field(default=())
 
 
-SWITCHES = frozenset({"FAST_BROKER", "SEND_IN_THREAD"})
+SWITCHES = frozenset({"FAST_BROKER", "SEND_IN_THREAD", "GROUP_SHORT_JOBS"})
 
 
 def current() -> Settings:

@@ -42,6 +42,16 @@ class Column:
     name: str
 
 
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """That an attempt of a job completed it: what guards the move, and the result as JSON."""
+
+    job_id: UUID
+    attempt: int
+    token: UUID
+    result: str | None
+
+
 logger = logging.getLogger("jobs.lifecycle")
 
 _NO_ERROR = {"error_type": "", "error_message": "", "traceback": ""}
@@ -102,7 +112,7 @@ def claim(job_id: UUID, *, token: UUID, worker: str, pid: int, lease: timedelta)
     with connection.cursor() as cursor:
         statement.run(connection, cursor, [_id(token), worker, pid, _id(job_id)])
         row = cursor.fetchone()
-    return None if row is None else _as_job(row)
+    return None if row is None else as_job(row)
 
 
 @lru_cache(maxsize=8)
@@ -116,6 +126,29 @@ def _claiming(vendor: str, lease: timedelta) -> Statement:
         f"AND (expires_at IS NULL OR expires_at > {_clock()}) AND {not_paused()} "
         f"RETURNING {', '.join(_quoted(field.column) for field in _slim())}",
     )
+
+
+@lru_cache(maxsize=8)
+def claiming_many(lease: timedelta) -> Statement:
+    """Start the first attempt of reserved jobs that were never lost, and answer with their rows (PostgreSQL).
+
+    The parameters are the worker's name, a process id, a list of the jobs' ids and one of tokens.
+    """
+    return Statement(
+        "claim_many",
+        f"UPDATE {_table()} SET state = '{State.RUNNING.value}', reason = '', attempt = attempt + 1, worker = %s, "
+        f"pid = %s, token = given.token, started_at = {_clock()}, lease_until = {_clock(lease)}, sends = 0 "
+        f"FROM unnest(%s::uuid[], %s::uuid[]) AS given(id, token) "
+        f"WHERE {_table()}.id = given.id AND state = '{State.RESERVED.value}' AND attempt = 0 AND losses = 0 "
+        f"AND cancel_requested_at IS NULL AND (expires_at IS NULL OR expires_at > {_clock()}) AND {not_paused()} "
+        f"RETURNING {', '.join(f'{_table()}.{_quoted(field.column)}' for field in _slim())}",
+    )
+
+
+def id_in(row: Sequence[Any]) -> UUID:
+    """The id of the job whose slim columns these are."""
+    found: UUID = row[_slim_names().index("id")]
+    return found
 
 
 def move(job: Job, target: State, reason: str = "", **changes: Any) -> Job:
@@ -143,21 +176,67 @@ def complete(job: Job, result: str | None, **changes: Any) -> bool:
         changes |= {"state": State.COMPLETED, "reason": "", "finished_at": NOW, "result": result, **_NO_ERROR}
         guard, seen = _guard(job)
         return bool(_update(changes, f"{guard} AND NOT followed", seen))
-    connection = database()
-    with connection.cursor() as cursor:
-        _completing(connection.vendor).run(connection, cursor, [result, _id(job.pk), job.attempt, _id(job.token)])
-        return bool(cursor.rowcount)
+    assert job.token is not None
+    return _completed(Completion(job.pk, job.attempt, job.token, result))
 
 
 @lru_cache(maxsize=8)
 def _completing(vendor: str) -> Statement:
     """For each database; the vendor is that of the jobs' database."""
-    no_error = ", ".join(f"{column} = ''" for column in _NO_ERROR)
     return Statement(
         "complete",
-        f"UPDATE {_table()} SET state = '{State.COMPLETED.value}', reason = '', finished_at = {_clock()}, result = %s, "
-        f"{no_error} "
+        f"UPDATE {_table()} SET {_completion()}, result = %s "
         f"WHERE id = %s AND state = '{State.RUNNING.value}' AND attempt = %s AND token = %s AND NOT followed",
+    )
+
+
+def _completion() -> str:
+    """What becomes of each job that completes."""
+    no_error = ", ".join(f"{column} = ''" for column in _NO_ERROR)
+    return f"state = '{State.COMPLETED.value}', reason = '', finished_at = {_clock()}, {no_error}"
+
+
+def complete_many(completions: Sequence[Completion]) -> set[UUID]:
+    """Record jobs as completed in one statement, those on which nothing hangs and that are still ours; return them."""
+    connection = database()
+    if connection.vendor != "postgresql":
+        with transaction.atomic(using=alias()):
+            return {one.job_id for one in completions if _completed(one)}
+    with connection.cursor() as cursor:
+        completing_many().run(connection, cursor, completions_given(completions))
+        return {row[0] for row in cursor.fetchall()}
+
+
+def completions_given(completions: Sequence[Completion]) -> list[Any]:
+    """The parameters of ``completing_many``."""
+    return [
+        [one.job_id for one in completions], [one.attempt for one in completions],
+        [one.token for one in completions], [one.result for one in completions],
+    ]  # fmt: skip
+
+
+def _completed(completion: Completion) -> bool:
+    connection = database()
+    given = [completion.result, _id(completion.job_id), completion.attempt, _id(completion.token)]
+    with connection.cursor() as cursor:
+        _completing(connection.vendor).run(connection, cursor, given)
+        return bool(cursor.rowcount)
+
+
+@lru_cache(maxsize=1)
+def completing_many() -> Statement:
+    """Record jobs as completed, and answer with their ids (PostgreSQL); see ``complete_many``.
+
+    A row that somebody keeps locked must not hold up the others for long.
+    """
+    return Statement(
+        "complete_many",
+        f"UPDATE {_table()} SET {_completion()}, result = given.result "
+        f"FROM unnest(%s::uuid[], %s::int[], %s::uuid[], %s::text[]) AS given(id, attempt, token, result), "
+        f"(SELECT set_config('lock_timeout', '{LOCK_PATIENCE * 1000:.0f}', true)) AS patience "
+        f"WHERE {_table()}.id = given.id AND {_table()}.state = '{State.RUNNING.value}' "
+        f"AND {_table()}.attempt = given.attempt AND {_table()}.token = given.token AND NOT {_table()}.followed "
+        f"RETURNING {_table()}.id",
     )
 
 
@@ -277,7 +356,7 @@ def tried(job: Job, act: Callable[[], Any]) -> bool:
     Raises what says that the database itself is away or busy: the other jobs would fare no better.
     """
     try:
-        with _without_waiting_long():
+        with without_waiting_long():
             act()
     except MoveRefused:
         return False
@@ -293,7 +372,7 @@ def tried(job: Job, act: Callable[[], Any]) -> bool:
 
 
 @contextmanager
-def _without_waiting_long() -> Iterator[None]:
+def without_waiting_long() -> Iterator[None]:
     """Give up on a row that another transaction keeps locked: that of a client which hangs, say."""
     connection = database()
     if connection.vendor != "postgresql" or connection.in_atomic_block:
@@ -373,7 +452,7 @@ def _update(changes: dict[str, Any], where: str, parameters: Sequence[Any], *, r
     sql += f" RETURNING {', '.join(_quoted(field.column) for field in _slim())}"
     with database().cursor() as cursor:
         cursor.execute(sql, [*values, *parameters])
-        return [_as_job(row) for row in cursor.fetchall()]
+        return [as_job(row) for row in cursor.fetchall()]
 
 
 def _execute(sql: str, parameters: Sequence[Any]) -> int:
@@ -397,7 +476,7 @@ def _clock(delta: timedelta = timedelta(0)) -> str:
     return clock.sql(database().vendor, delta)
 
 
-def _as_job(row: Sequence[Any]) -> Job:
+def as_job(row: Sequence[Any]) -> Job:
     """A row of the slim columns as a job."""
     connection = database()
     values = list(row)

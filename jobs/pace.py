@@ -12,7 +12,7 @@ from time import monotonic
 
 SPAN = 0.02  # seconds: as many as end within them may be held ahead
 SPANS = 3  # in a row, in each of which so many must have ended: long jobs may end together, but not again and again
-MOST = 4  # of them for each that may be held anyway
+MOST = 16  # of them for each that may be held anyway
 
 
 class Pace:

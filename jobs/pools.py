@@ -5,11 +5,12 @@ eventlet's is refused: psycopg 3 does not give way to it, and Celery and eventle
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from celery.exceptions import WorkerShutdown, WorkerTerminate
 
-from jobs import green
+from jobs import completer, green, grouped, handover
 
 EVENTLET = (
     "the eventlet pool is not supported: each statement to the database would stop all of its bodies, and their leases "
@@ -64,9 +65,40 @@ def widen(instance: Any) -> None:
 
 
 def taught(pool: Any, app: Any) -> Any:
-    """A pool as attempts need it. Those whose bodies are not greenlets are that already."""
-    if not getattr(pool, "is_green", False):
-        return pool
+    """A pool as attempts need it."""
+    if getattr(pool, "is_green", False):
+        return _of_greenlets(pool, app)
+    return _of_children(pool) if pool.__module__ == "celery.concurrency.prefork" else pool
+
+
+def _of_children(pool: Any) -> Any:
+    class Taught(pool):  # type: ignore[misc]
+        """Gives its children what was claimed for them, and records together what they complete."""
+
+        def on_start(self) -> None:
+            super().on_start()
+            apply: Any = vars(self)["on_apply"]
+
+            def on_apply(target: Any, args: Any = (), kwargs: Any = None, callback: Any = None, **options: Any) -> Any:
+                if callback is None:
+                    return apply(target, args, kwargs or {}, **options)
+                told = grouped.begun(options.get("correlation_id", ""))
+                answered = functools.partial(grouped.answered, callback)
+                return apply(handover.traced, (told, target, *args), kwargs or {}, callback=answered, **options)
+
+            self.on_apply: Any = on_apply
+
+        def on_stop(self) -> None:
+            super().on_stop()
+            grouped.leave()
+            completer.finish()
+            completer.go_on()
+
+    Taught.__module__, Taught.__qualname__ = pool.__module__, pool.__qualname__
+    return Taught
+
+
+def _of_greenlets(pool: Any, app: Any) -> Any:
 
     class Taught(pool):  # type: ignore[misc]
         """Leaves the time limits of jobs to the heartbeat, and survives the bodies that a shutdown ends."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -71,7 +72,9 @@ def lost_child(job_id: str, worker: str, pid: int | None, why: str) -> bool:
     The worker is asked for too: in containers, processes of several workers have the same pid.
     """
     job = lifecycle.seen(UUID(job_id))
-    if job is None or job.state != State.RUNNING or pid is None or (job.worker, job.pid) != (worker, pid):
+    if job is None or job.state != State.RUNNING or pid is None:
+        return False
+    if job.worker != worker or job.pid not in (pid, os.getpid()):  # a main process may have claimed it for its child
         return False
     return _lost(job, how_it_ended(why))
 

@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import takewhile
@@ -28,9 +28,11 @@ from celery.platforms import EX_FAILURE, EX_OK
 from celery.utils.log import in_sighandler
 from celery.worker import state as _worker_state
 from django.db import Error
+from django.db.models import Q
 
-from jobs import attempt, gate, green, heartbeat, lifecycle, pools
+from jobs import attempt, gate, green, grouped, heartbeat, lifecycle, pools
 from jobs.adoption import as_uuid
+from jobs.handover import Claimed
 from jobs.models import Job
 from jobs.pace import Pace
 from jobs.states import State
@@ -132,7 +134,7 @@ class Drain:
         self._cutting = True
         green.start(_end_late, name="mainstay-end")
         if pools.name(self._instance) == "prefork":
-            _hand_back_now(self._instance.hostname, _kill_children(self._instance))
+            _hand_back_now(self._instance.hostname, [*_kill_children(self._instance), os.getpid()])
             return
         self._interrupt_bodies()
         if heartbeat.held_here():
@@ -211,26 +213,27 @@ def give_back(consumer: Any) -> None:
         if consumer.task_consumer:
             consumer.task_consumer.cancel()
     active = {request.id for request in copied(worker_state.active_requests)}
-    waiting = [request for request in _held(consumer) if request.id not in active]
+    unbegun = [request for request in _held(consumer) if request.id not in active]
     semaphore = getattr(consumer.controller, "semaphore", None)
     if semaphore is not None:
         semaphore.clear()
-    left = [request for request in waiting if not _returned(request)]
+    left = [request for request in unbegun if not _returned(request)]
     if left:
         gate.in_background(send_afresh, [as_uuid(request.id) for request in left])
-    if waiting:
-        logger.info("%d messages whose jobs have not begun were given back.", len(waiting) - len(left))
+    hand_back_claims(grouped.given_back(unbegun))
+    if unbegun:
+        logger.info("%d messages whose jobs have not begun were given back.", len(unbegun) - len(left))
 
 
 def give_back_surplus(consumer: Any, pace: Pace) -> None:
     """Return what was taken ahead of its turn, now that jobs take longer: another worker may be idle."""
-    semaphore = getattr(consumer.controller, "semaphore", None)
-    if semaphore is None or _drain.begun or pace.still_for < SURPLUS_WAITS:
+    if _drain.begun or pace.still_for < SURPLUS_WAITS:
         return
-    waiting = [args[0] for _, args, _ in semaphore._waiting if args]
-    held, allowed = getattr(getattr(consumer.task_consumer.channel, "qos", None), "held", 0), consumer.qos.value
-    surplus = waiting[max(len(waiting) - (held - allowed), 0) :] if 0 < allowed < held else []
-    back = list(takewhile(partial(_went_back, semaphore), reversed(surplus)))
+    unbegun, allowed = waiting(consumer), consumer.qos.value
+    hand_back_claims(grouped.given_back(unbegun))
+    held = getattr(getattr(consumer.task_consumer.channel, "qos", None), "held", 0)
+    surplus = unbegun[max(len(unbegun) - (held - allowed), 0) :] if 0 < allowed < held else []
+    back = list(takewhile(partial(_went_back, consumer.controller.semaphore), reversed(surplus)))
     if back:
         logger.info("%d messages were given back: the jobs before them take long.", len(back))
 
@@ -246,6 +249,25 @@ def _went_back(semaphore: Any, request: Any) -> bool:
     worker_state.task_ready(request)
     semaphore._waiting.remove(next(entry for entry in semaphore._waiting if entry[1][:1] == (request,)))
     return True
+
+
+def waiting(consumer: Any) -> list[Any]:
+    """The requests that wait for a child of the pool."""
+    semaphore = getattr(consumer.controller, "semaphore", None)
+    return [] if semaphore is None else [args[0] for _, args, _ in semaphore._waiting if args]
+
+
+def hand_back_claims(claims: Sequence[Claimed]) -> None:
+    """These jobs were claimed, and will not be begun here: hand them back."""
+    if claims:
+        gate.in_background(_unclaim, claims)
+
+
+def _unclaim(claims: Sequence[Claimed]) -> None:
+    for claim in claims:
+        job = lifecycle.seen(claim.job_id)
+        if job is not None and job.state == State.RUNNING and job.token == claim.token:
+            attempt.hand_back(job)
 
 
 def _held(consumer: Any) -> list[Any]:
@@ -286,10 +308,11 @@ def send_afresh(job_ids: Iterable[str]) -> None:
     )
 
 
-def hand_back(worker: str, pids: Iterable[int]) -> int:
-    """Give back the jobs that run in these processes of a worker, which have ended; return how many."""
+def hand_back(worker: str, pids: Iterable[int], job_id: str = "") -> int:
+    """Give back the jobs that run in these processes of a worker, which have ended, and this one; return how many."""
+    grouped.finish(BODIES_END)  # what they completed before is no longer theirs
     running = Job.objects.using(lifecycle.alias()).filter(
-        state=State.RUNNING, finished_at__isnull=True, worker=worker, pid__in=list(pids)
+        Q(pid__in=list(pids)) | Q(pk=job_id or None), state=State.RUNNING, finished_at__isnull=True, worker=worker
     )
     return sum(attempt.hand_back(job) for job in running)
 

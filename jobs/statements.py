@@ -29,10 +29,10 @@ class Statement:
         marks = ", ".join(["%s"] * (len(parts) - 1))
         self.text = text
         self.name = f"mainstay_{verb}_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
-        self._prepare = f"PREPARE {self.name} AS {parts[0]}" + "".join(
+        self.preparing = f"PREPARE {self.name} AS {parts[0]}" + "".join(
             f"${number}{part}" for number, part in enumerate(parts[1:], start=1)
         )
-        self._execute = f"EXECUTE {self.name} ({marks})"
+        self.executing = f"EXECUTE {self.name} ({marks})"
 
     def run(self, connection: BaseDatabaseWrapper, cursor: Any, parameters: Sequence[Any]) -> None:
         """Execute it on a cursor of this connection, planned beforehand where that is possible."""
@@ -50,9 +50,9 @@ class Statement:
     def _run_prepared(self, connection: BaseDatabaseWrapper, cursor: Any, parameters: Sequence[Any]) -> None:
         known = _known(connection)
         if self.name not in known:
-            cursor.execute(self._prepare)
+            cursor.execute(self.preparing)
             known.add(self.name)
-        cursor.execute(self._execute, parameters)
+        cursor.execute(self.executing, parameters)
 
     def _learn(self, connection: BaseDatabaseWrapper, cursor: Any, state: str | None) -> None:
         """Another session is behind this connection than before, or the table has changed since."""

@@ -18,10 +18,11 @@ from celery.worker import state as worker_state
 from celery.worker.request import Request as CeleryRequest
 from django.db import Error
 
-from jobs import broker, gate, lifecycle, pools, rescue, shutdown, slots, strays
+from jobs import broker, gate, grouped, lifecycle, pools, rescue, shutdown, slots, strays
 from jobs.adoption import as_uuid
 from jobs.attempt import JobFailed, by_sigterm
 from jobs.consumer import careful, check_call
+from jobs.pace import Pace
 from jobs.roll import Entry
 
 logger = logging.getLogger("jobs.worker")
@@ -51,7 +52,7 @@ class Request(CeleryRequest):
             return None
         if shutdown.stopping() and (by_sigterm(error) or "SIGTERM" in str(error)):
             # The whole process group was told to stop.
-            gate.in_background(shutdown.hand_back, self.hostname or "", [self.worker_pid])
+            gate.in_background(shutdown.hand_back, self.hostname or "", [self.worker_pid], as_uuid(self.id))
         elif isinstance(error, WorkerLostError | TimeLimitExceeded | Terminated | SystemExit | KeyboardInterrupt):
             gate.in_background(rescue.lost_child, as_uuid(self.id), self.hostname or "", self.worker_pid, str(error))
         if isinstance(error, MemoryError):
@@ -108,9 +109,19 @@ class Children(bootsteps.StartStopStep):
         parent.hub.call_repeatedly(LOOK_EVERY, shutdown.look, parent)
         if broker.pace is not None:
             parent.hub.call_repeatedly(LOOK_EVERY, shutdown.give_back_surplus, parent, broker.pace)
+            grouped.join(_workplace(parent, broker.pace))
         pool: Any = getattr(parent.pool, "_pool", None)
         if hasattr(pool, "maintain_pool"):
             parent.hub.call_repeatedly(LOOK_EVERY, pool.maintain_pool)
+
+
+def _workplace(consumer: Any, pace: Pace) -> grouped.Workplace:
+    return grouped.Workplace(
+        hub=consumer.hub, hostname=consumer.hostname, pace=pace,
+        slots=lambda: broker.concurrency() if broker.concurrency else 1,
+        waiting=lambda: shutdown.waiting(consumer), received=lambda: len(worker_state.reserved_requests),
+        hand_back=shutdown.hand_back_claims,
+    )  # fmt: skip
 
 
 _reporter: list[Callable[[], None]] = []

@@ -302,6 +302,18 @@ class Audited(CeleryTask):
         witness(f"audited:{retval}")
 
 
+class Told(Task):
+    """Looks at its own job when Celery tells it of its success."""
+
+    def run(self, number: int) -> int:
+        return number
+
+    def on_success(self, retval: Any, task_id: str, args: Any, kwargs: Any) -> None:
+        from jobs.models import Job
+
+        witness(Job.objects.get(pk=task_id).state)
+
+
 @shared_task(base=Audited)
 def with_own_base(a: int) -> int:
     return a + 1

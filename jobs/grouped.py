@@ -1,0 +1,228 @@
+"""Claims and completions of short jobs, many in one statement: written by the worker's main process, in its event loop.
+
+While jobs end within milliseconds, those that wait for a child are claimed ahead of their turn, with the statement that
+records the ones before. A job is claimed so only for its first attempt, and only if it was never lost. Where the
+database does not answer, each child claims for itself again, and outcomes wait for it in a thread (``completer``).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+from time import monotonic, sleep
+from typing import Any
+from uuid import UUID, uuid4
+
+from jobs import completer, heartbeat, lifecycle
+from jobs.completer import Handed
+from jobs.conf import current as settings
+from jobs.handover import Claimed, Inward
+from jobs.messages import HEADER
+from jobs.nonblocking import Nonblocking, Rows
+from jobs.pace import Pace
+
+logger = logging.getLogger("jobs.worker")
+
+LINGER = 0.004  # seconds that a completion waits for those of the jobs that still run
+MOST = 200  # of each in one statement
+LOOK_EVERY = 0.25  # seconds
+KEEP = 60.0  # seconds after which a claim is forgotten whose request never came to its turn
+
+
+@dataclass(frozen=True, slots=True)
+class Workplace:
+    """What is known of the worker."""
+
+    hub: Any
+    hostname: str
+    pace: Pace
+    slots: Callable[[], int]
+    waiting: Callable[[], Sequence[Any]]
+    received: Callable[[], int]
+    hand_back: Callable[[Sequence[Claimed]], Any]
+
+
+class Grouped:
+    """The claims and completions of one worker."""
+
+    def __init__(self) -> None:
+        self.at: Workplace | None = None
+        self._line: Nonblocking | None = None
+        self._completed: deque[Handed] = deque()
+        self._flying: list[Handed] = []
+        self._claims: dict[str, Claimed] = {}
+        self._abandoned: set[UUID] = set()  # the tokens of claims whose requests were given back before the answer
+        self._lingering = False
+
+    def join(self, at: Workplace) -> None:
+        """Work in this event loop from now on."""
+        self.leave()
+        self.at = at
+        completer.join(at.hub.call_soon)
+        if settings().GROUP_SHORT_JOBS and lifecycle.database().vendor == "postgresql":
+            statements = [lifecycle.completing_many(), lifecycle.claiming_many(_lease())]
+            self._line = Nonblocking(at.hub, statements, self._turn)
+            self._line.look()
+            at.hub.call_repeatedly(LOOK_EVERY, self._look)
+
+    def leave(self) -> None:
+        """The loop runs no longer: what is on its way is recorded by the thread."""
+        if self._line is not None:
+            self._line.close()
+            self._line = None
+        self._leave_to_thread(self._completed)
+
+    def _look(self) -> None:
+        if self._line is not None:
+            self._line.look()
+            self._forget_old()
+
+    # --- What Celery's pool does ---
+
+    def begun(self, request_id: str) -> Inward:
+        """A request comes to its turn: what its child is told."""
+        return Inward(self._claims.pop(request_id, None), self._takes)
+
+    @property
+    def _takes(self) -> bool:
+        """Whether outcomes are taken: only while several jobs end within a moment; else each child records its own."""
+        if self._line is None or self.at is None or not self._line.connected:
+            return False
+        return self.at.pace.ahead(self.at.slots()) > self.at.slots()
+
+    def answered(self, callback: Callable[[Any], Any], answer: Any) -> None:
+        """A child answered: Celery is told, at once or when the outcome is recorded."""
+        completion = getattr(answer, "completion", None)
+        if completion is None:
+            callback(answer)
+            return
+        handed = Handed(completion, partial(callback, tuple(answer)))
+        if self._line is None:
+            completer.record(handed)
+        else:
+            self._completed.append(handed)
+            self._turn()
+
+    def given_back(self, requests: Iterable[Any]) -> list[Claimed]:
+        """The claims of requests that will not be begun here."""
+        popped = [self._claims.pop(request.id, None) for request in requests]
+        claims = [claim for claim in popped if claim is not None]
+        self._abandoned.update(claim.token for claim in claims if claim.row is None and self._flying)
+        return claims
+
+    def finish(self, seconds: float) -> bool:
+        """Wait until what was completed is recorded, in a thread that is not the loop's; whether it is."""
+        self._leave_to_thread(self._completed)
+        until = monotonic() + seconds
+        while self._flying and monotonic() < until:
+            sleep(0.01)
+        return completer.finish(max(until - monotonic(), 0.0)) and not self._flying
+
+    # --- A turn ---
+
+    def _turn(self, *, lingered: bool = False) -> None:
+        if self._line is None or self.at is None:
+            return
+        if lingered:
+            self._lingering = False
+        if not self._completed or self._flying:
+            return
+        if not self._line.connected:
+            self._leave_to_thread(self._completed)
+        elif lingered or len(self._completed) >= self._enough():
+            self._ask()
+        elif not self._lingering:
+            self._lingering = True
+            self.at.hub.call_later(LINGER, partial(self._turn, lingered=True))
+
+    def _enough(self) -> int:
+        """For how many completions to wait: half of what was received, where the rest keeps the children busy."""
+        assert self.at is not None
+        received = self.at.received()
+        return received // 2 if received > 2 * self.at.slots() else 1
+
+    def _ask(self) -> None:
+        assert self._line is not None
+        self._flying = [self._completed.popleft() for _ in range(min(len(self._completed), MOST))]
+        questions: list[Any] = [
+            (lifecycle.completing_many(), lifecycle.completions_given([one.completion for one in self._flying]))
+        ]
+        claims = self._claimable()
+        if claims:
+            self._claims |= claims
+            questions.append((lifecycle.claiming_many(_lease()), self._claims_given(list(claims.values()))))
+        self._line.ask(questions, partial(self._told, claims))
+
+    def _claimable(self) -> dict[str, Claimed]:
+        """The requests whose turn comes in a moment, each with a token for its claim."""
+        assert self.at is not None
+        ahead = min(self.at.pace.ahead(self.at.slots()), MOST)
+        found: dict[str, Claimed] = {}
+        for request in list(self.at.waiting())[:ahead]:
+            job_id = _job_of(request)
+            if job_id is not None and request.id not in self._claims:
+                found[request.id] = Claimed(job_id, uuid4(), heartbeat.clock())
+        return found
+
+    def _claims_given(self, claims: Sequence[Claimed]) -> list[Any]:
+        assert self.at is not None
+        return [self.at.hostname, os.getpid(), [one.job_id for one in claims], [one.token for one in claims]]
+
+    def _told(self, claims: dict[str, Claimed], answers: list[Rows] | None) -> None:
+        flying, self._flying = self._flying, []
+        if answers is None:
+            self._leave_to_thread(deque(flying))
+            return
+        recorded = {row[0] for row in answers[0]}
+        self._leave_to_thread(deque(one for one in flying if one.completion.job_id not in recorded))
+        self._take_claims(claims, answers[1] if claims else [])
+        for one in flying:
+            if one.completion.job_id in recorded:
+                completer.settle(one)
+        self._turn()
+
+    def _take_claims(self, claims: dict[str, Claimed], rows: Rows) -> None:
+        """Keep what was claimed for its turn; what was not is for the child to try."""
+        by_job = {lifecycle.id_in(row): row for row in rows}
+        too_late = [claim for claim in claims.values() if claim.token in self._abandoned and claim.job_id in by_job]
+        self._abandoned.clear()
+        for request_id in claims.keys() & self._claims.keys():
+            claim = self._claims.pop(request_id)
+            if claim.job_id in by_job:
+                self._claims[request_id] = claim.having(by_job[claim.job_id])
+        if too_late and self.at is not None:
+            self.at.hand_back(too_late)
+
+    def _leave_to_thread(self, handed: deque[Handed]) -> None:
+        with suppress(IndexError):
+            while True:
+                completer.record(handed.popleft())
+
+    def _forget_old(self) -> None:
+        old = heartbeat.clock() - KEEP
+        for request_id in [key for key, claim in self._claims.items() if claim.asked < old]:
+            del self._claims[request_id]
+
+
+def _lease() -> timedelta:
+    return timedelta(seconds=settings().LEASE)
+
+
+def _job_of(request: Any) -> UUID | None:
+    """The job whose message a request is, where it is one of ours."""
+    ours = (request.message.headers or {}).get(HEADER)
+    try:
+        return UUID(str(ours["job"])) if isinstance(ours, dict) else None
+    except (KeyError, ValueError):
+        return None
+
+
+_grouped = Grouped()
+join, leave, begun, answered = _grouped.join, _grouped.leave, _grouped.begun, _grouped.answered
+given_back, finish = _grouped.given_back, _grouped.finish

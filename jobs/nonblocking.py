@@ -1,0 +1,164 @@
+"""A connection to PostgreSQL that an event loop waits for: statements go out, and the loop goes on meanwhile.
+
+It is there for what another way could do as well: where it breaks, or is silent, whoever asked is told so, and it is
+made anew in a thread, because to connect may take long.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+from jobs import lifecycle
+from jobs.statements import Statement
+
+logger = logging.getLogger("jobs.worker")
+
+SILENCE = 5.0  # seconds that the database may take to answer
+PAUSE = 3.0  # seconds between two tries to connect; longer each time that nothing came of it
+LONGEST_PAUSE = 60.0
+
+Rows = list[tuple[Any, ...]]
+# Called with the rows of each statement, or with None where it is unknown what became of them.
+Answered = Callable[[list[Rows] | None], None]
+
+
+class Nonblocking:
+    """One connection, with at most one question on its way."""
+
+    def __init__(self, hub: Any, statements: Sequence[Statement], ready: Callable[[], None]) -> None:
+        self._hub = hub
+        self._statements = statements
+        self._ready = ready
+        self._wrapper: Any = None
+        self._socket = -1
+        self._pause = PAUSE
+        self._answered: Answered | None = None
+        self._asked_at = 0.0
+        self._rows: list[Rows] = []
+        self._failed = False
+        self._connecting = False
+        self._next_try = 0.0
+
+    @property
+    def connected(self) -> bool:
+        """Whether something may be asked, once what was asked is answered."""
+        return self._wrapper is not None
+
+    # --- Connecting ---
+
+    def look(self) -> None:
+        """Called now and then in the loop: give up a silent connection, and try again to have one."""
+        now = time.monotonic()
+        if self._answered is not None and now - self._asked_at > SILENCE:
+            self._break("the database has not answered")
+        if self._wrapper is None and not self._connecting and now >= self._next_try:
+            self._connecting, self._next_try = True, now + self._pause
+            self._pause = min(2 * self._pause, LONGEST_PAUSE)
+            threading.Thread(target=self._connect, name="mainstay-connect", daemon=True).start()
+
+    def _connect(self) -> None:
+        wrapper: Any = None
+        try:
+            wrapper = lifecycle.database().copy()
+            wrapper.inc_thread_sharing()
+            wrapper.ensure_connection()
+            with wrapper.cursor() as cursor:
+                for statement in self._statements:
+                    cursor.execute(statement.preparing)
+            wrapper.connection.pgconn.nonblocking = 1
+        except Exception as error:
+            logger.debug("No connection for the event loop: %s", error)
+            with suppress(Exception):
+                wrapper.close()
+            wrapper = None
+        self._hub.call_soon(self._connected, wrapper)
+
+    def _connected(self, wrapper: Any) -> None:
+        self._connecting, self._wrapper = False, wrapper
+        if wrapper is not None:
+            self._socket = self._pgconn.socket
+            self._hub.add_reader(self._socket, self._on_readable)
+            self._ready()
+
+    @property
+    def _pgconn(self) -> Any:
+        return self._wrapper.connection.pgconn
+
+    # --- Asking ---
+
+    def ask(self, questions: Sequence[tuple[Statement, Sequence[Any]]], answered: Answered) -> None:
+        """Run statements in one transaction and one round trip; tell the rows of each, or that nobody knows."""
+        self._answered, self._asked_at, self._rows, self._failed = answered, time.monotonic(), [], False
+        try:
+            text = "; ".join(self._wrapper.ops.compose_sql(one.executing, given) for one, given in questions)
+            self._pgconn.send_query(text.encode())
+            self._flush()
+        except Exception as error:
+            self._break(str(error))
+
+    def _flush(self) -> None:
+        if self._pgconn.flush():
+            self._hub.add_writer(self._socket, self._on_writable)
+
+    def _on_writable(self) -> None:
+        try:
+            self._hub.remove_writer(self._socket)
+            self._flush()
+        except Exception as error:
+            self._break(str(error))
+
+    def _on_readable(self) -> None:
+        try:
+            self._pgconn.consume_input()
+            while not self._pgconn.is_busy():
+                result = self._pgconn.get_result()
+                if result is None:
+                    self._tell()
+                    return
+                self._take(result)
+        except Exception as error:
+            self._break(str(error))
+
+    def _take(self, result: Any) -> None:
+        from psycopg.adapt import Transformer
+        from psycopg.pq import ExecStatus
+
+        if result.status == ExecStatus.TUPLES_OK:
+            reading = Transformer(self._wrapper.connection)
+            reading.set_pgresult(result)
+            self._rows.append(reading.load_rows(0, result.ntuples, tuple))
+        elif result.status != ExecStatus.COMMAND_OK:
+            self._failed = True
+            logger.debug("Statements of the event loop failed: %s", result.error_message)
+
+    def _tell(self) -> None:
+        """All answers are there. A statement that failed has undone the others of its transaction."""
+        answered, self._answered = self._answered, None
+        if self._failed:
+            self._answered = answered
+            self._break("a statement failed")
+        elif answered is not None:
+            self._pause = PAUSE
+            answered(self._rows)
+
+    def _break(self, why: str) -> None:
+        """Throw the connection away; who asked does not know what became of it."""
+        logger.debug("The event loop's connection is given up: %s", why)
+        wrapper, self._wrapper = self._wrapper, None
+        answered, self._answered = self._answered, None
+        if wrapper is not None:
+            with suppress(Exception):
+                self._hub.remove(self._socket)
+            with suppress(Exception):
+                wrapper.close()
+        if answered is not None:
+            answered(None)
+
+    def close(self) -> None:
+        """Give the connection back."""
+        self._break("closed")

@@ -1,0 +1,256 @@
+"""Short jobs, claimed and completed in groups by the worker's main process; whatever fails, each completes."""
+
+import json
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+from django.db import connection, transaction
+
+from dlq.models import DeadLetter
+from jobs import control
+from jobs.bulk import bulk
+from jobs.models import Attempt, Job, Leader
+from jobs.states import State
+from project.servers import RedisServer
+from tests.children import Child
+from tests.environment import DATABASE
+from tests.platform import QUICK, Witness
+from tests.sample.tasks import Told, nap, note
+
+pytestmark = pytest.mark.skipif(DATABASE == "sqlite", reason="only PostgreSQL's statements are grouped")
+
+Spawn = Callable[..., Child]
+WaitUntil = Callable[..., Any]
+MANY = 600
+
+
+@pytest.fixture
+def server(postgres: Any) -> Iterator[Any]:
+    """The database's server, which runs again in the end."""
+    if "TEST_DATABASE_URL" in os.environ:
+        pytest.skip("there is no server that could be stopped")
+    yield postgres
+    postgres.start()
+    connection.close()
+
+
+@pytest.fixture
+def env(witness: Witness) -> dict[str, str]:
+    """What the processes of these tests are told."""
+    return {**witness.environ, "TEST_JOBS": json.dumps(QUICK)}
+
+
+def lines(prefix: str = "n", count: int = MANY) -> list[str]:
+    """What many notes write."""
+    return [f"{prefix}{number}" for number in range(count)]
+
+
+def enqueue(count: int = MANY, prefix: str = "n") -> None:
+    bulk(note, [{"line": line} for line in lines(prefix, count)])
+
+
+def states() -> Counter[str]:
+    """How many jobs are in each state."""
+    return Counter(Job.objects.values_list("state", flat=True))
+
+
+def all_completed(count: int = MANY) -> bool:
+    """Whether so many jobs are, all of them, completed."""
+    return states() == {State.COMPLETED: count}
+
+
+def ahead(child: Child) -> Any:
+    """The jobs that were claimed ahead of their turn: by the worker's main process."""
+    return Job.objects.filter(pid=child.pid)
+
+
+def test_short_jobs_are_claimed_ahead_and_each_runs_once(
+    worker: Spawn, env: dict[str, str], witness: Witness, wait_until: WaitUntil
+) -> None:
+    enqueue()
+    one = worker(env=env)
+    wait_until(all_completed, timeout=30)
+    assert ahead(one).count() > MANY / 10
+    assert Counter(witness.lines) == Counter(lines())
+    assert {job.result for job in Job.objects.all()} == {f'"{line}"' for line in lines()}
+    assert set(Job.objects.values_list("attempt", "losses")) == {(1, 0)}
+    assert not Attempt.objects.exists()
+
+
+def test_a_single_job_is_claimed_by_its_child(
+    worker: Spawn, broker: RedisServer, env: dict[str, str], wait_until: WaitUntil
+) -> None:
+    one = worker(env=env)
+    for number in range(5):
+        note.delay(f"n{number}")
+        wait_until(partial(all_completed, number + 1))
+    assert not ahead(one).exists()
+
+
+def test_what_was_claimed_ahead_is_handed_back_when_jobs_take_long(
+    worker: Spawn, conductor: Spawn, env: dict[str, str], witness: Witness, wait_until: WaitUntil
+) -> None:
+    enqueue()
+    bulk(nap, [{"seconds": 20, "name": "long"}, {"seconds": 20, "name": "longer"}])
+    enqueue(20, "after")
+    one = worker(env=env)
+    conductor(env=env)
+    wait_until(lambda: {"start:long", "start:longer"} <= set(witness.lines), timeout=30)
+    worker(name="second", env=env)
+    wait_until(lambda: states()[State.COMPLETED] == MANY + 20, timeout=10)
+    assert Counter(line for line in witness.lines if line.startswith("after")) == Counter(lines("after", 20))
+    assert set(Job.objects.values_list("losses", flat=True)) == {0}
+    one.kill()
+
+
+def test_a_hook_of_the_task_finds_its_job_completed(
+    worker: Spawn, env: dict[str, str], witness: Witness, wait_until: WaitUntil
+) -> None:
+    bulk(Told, [{"number": number} for number in range(100)])
+    worker(env=env)
+    wait_until(lambda: all_completed(100), timeout=30)
+    assert Counter(witness.lines) == Counter({"completed": 100})
+
+
+@pytest.mark.parametrize("how", ["fast", "immediate", "killed"])
+def test_a_database_that_restarts_costs_no_job(
+    worker: Spawn, conductor: Spawn, server: Any, env: dict[str, str], witness: Witness, wait_until: WaitUntil, how: str
+) -> None:
+    enqueue()
+    conductor(env=env)
+    wait_until(Leader.objects.exists)
+    worker(env=env)
+    wait_until(lambda: len(witness.lines) > 100, timeout=30, every=0.005)
+    server.kill() if how == "killed" else server.stop(how)
+    time.sleep(1)
+    server.start()
+    connection.close()
+    wait_until(all_completed, timeout=60)
+    assert set(witness.lines) == set(lines())
+
+
+def test_a_database_that_is_silent_for_a_while_costs_no_job(
+    worker: Spawn, conductor: Spawn, server: Any, env: dict[str, str], witness: Witness, wait_until: WaitUntil
+) -> None:
+    enqueue()
+    conductor(env=env)
+    wait_until(Leader.objects.exists)
+    worker(env=env)
+    wait_until(lambda: len(witness.lines) > 100, timeout=30, every=0.005)
+    frozen = backends()
+    for pid in frozen:
+        os.kill(pid, signal.SIGSTOP)
+    time.sleep(7)
+    for pid in frozen:
+        os.kill(pid, signal.SIGCONT)
+    wait_until(all_completed, timeout=60)
+    assert set(witness.lines) == set(lines())
+
+
+def backends() -> list[int]:
+    """The server's processes that serve others on this database."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid != pg_backend_pid()"
+        )
+        return [row[0] for row in cursor.fetchall()]
+
+
+def test_sessions_that_forget_what_was_prepared_cost_no_job(
+    worker: Spawn, env: dict[str, str], witness: Witness, wait_until: WaitUntil
+) -> None:
+    enqueue()
+    worker(env=env)
+    for _ in range(4):
+        wait_until(lambda: len(witness.lines) > 50, timeout=30, every=0.005)
+        for pid in backends():
+            with connection.cursor() as cursor:
+                cursor.execute("SELECT pg_terminate_backend(%s)", [pid])
+    wait_until(all_completed, timeout=60)
+    assert set(witness.lines) == set(lines())
+
+
+def test_a_worker_that_is_killed_costs_no_job(
+    worker: Spawn, conductor: Spawn, env: dict[str, str], witness: Witness, wait_until: WaitUntil
+) -> None:
+    enqueue()
+    conductor(env=env)
+    one = worker(name="first", env=env)
+    wait_until(lambda: len(witness.lines) > 100, timeout=30, every=0.005)
+    one.kill()
+    worker(name="second", env=env)
+    wait_until(all_completed, timeout=60)
+    assert set(witness.lines) == set(lines())
+    assert max(Job.objects.values_list("losses", flat=True)) <= 1
+
+
+def test_a_job_that_was_lost_once_is_not_claimed_ahead_again(
+    worker: Spawn, env: dict[str, str], wait_until: WaitUntil
+) -> None:
+    enqueue()
+    Job.objects.all().update(losses=1)
+    one = worker(env=env)
+    wait_until(all_completed, timeout=30)
+    assert not ahead(one).exists()
+
+
+def test_a_child_that_is_killed_with_a_job_claimed_ahead_brings_it_back_at_once(
+    worker: Spawn, conductor: Spawn, env: dict[str, str], witness: Witness, wait_until: WaitUntil
+) -> None:
+    enqueue(300)
+    bulk(nap, [{"seconds": 600, "name": "hit"}])
+    conductor(env={**env, "TEST_JOBS": json.dumps(QUICK | {"LEASE": 60})})
+    one = worker(env={**env, "TEST_JOBS": json.dumps(QUICK | {"LEASE": 60})}, concurrency=1)
+    wait_until(lambda: "start:hit" in witness.lines, timeout=30)
+    (child,) = one.children()
+    os.kill(child, signal.SIGKILL)
+    wait_until(lambda: witness.lines.count("start:hit") == 2, timeout=10)
+    assert Job.objects.get(task=nap.name).losses == 1
+    one.kill()
+
+
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGQUIT], ids=["warm", "soft"])
+def test_a_worker_that_stops_leaves_nothing_running(
+    worker: Spawn, env: dict[str, str], witness: Witness, wait_until: WaitUntil, sign: signal.Signals
+) -> None:
+    enqueue()
+    one = worker(env=env)
+    wait_until(lambda: len(witness.lines) > 100, timeout=30, every=0.005)
+    os.kill(one.pid, sign)
+    wait_until(lambda: not one.running, timeout=20)
+    assert states()[State.RUNNING] == 0
+    assert len(witness.lines) == len(set(witness.lines)) == states()[State.COMPLETED]
+
+
+def test_a_row_that_somebody_keeps_locked_holds_up_no_other(
+    worker: Spawn, env: dict[str, str], wait_until: WaitUntil
+) -> None:
+    enqueue(200)
+    held = Job.objects.order_by("-created_at")[0]
+    with transaction.atomic():
+        Job.objects.select_for_update().get(pk=held.pk)
+        worker(env=env)
+        wait_until(lambda: states()[State.COMPLETED] == 199, timeout=30)
+    wait_until(lambda: all_completed(200), timeout=30)
+
+
+def test_a_job_that_is_cancelled_while_it_waits_in_the_worker_does_not_complete(
+    worker: Spawn, conductor: Spawn, env: dict[str, str], witness: Witness, wait_until: WaitUntil
+) -> None:
+    enqueue()
+    bulk(nap, [{"seconds": 5, "name": "a"}, {"seconds": 5, "name": "b"}])
+    enqueue(10, "after")
+    worker(env=env)
+    conductor(env=env)
+    wait_until(lambda: {"start:a", "start:b"} <= set(witness.lines), timeout=30)
+    for job in Job.objects.filter(payload__contains="after"):
+        control.cancel(job.pk, reason="not wanted", by="ann")
+    wait_until(lambda: states()[State.CANCELLED] == 10, timeout=20)
+    assert not [line for line in witness.lines if line.startswith("after")]
+    assert not DeadLetter.objects.exists()
