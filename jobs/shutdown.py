@@ -45,7 +45,7 @@ LOOK_EVERY = 0.1  # seconds
 LOOP_ANSWERS = 1.5  # seconds within which an event loop that runs at all has heard of the shutdown
 BODIES_END = 2.0  # seconds that interrupted bodies of threads have to end
 PROCESS_ENDS = 10.0  # seconds after which a process that was to end is ended
-SURPLUS_WAITS = 1.0  # seconds without the end of a job after which no message waits here that was taken ahead
+SURPLUS_WAITS = 1.0  # seconds of longer jobs after which no message waits here that was taken ahead
 COPIES = 20
 
 
@@ -227,7 +227,7 @@ def give_back(consumer: Any) -> None:
 
 def give_back_surplus(consumer: Any, pace: Pace) -> None:
     """Return what was taken ahead of its turn, now that jobs take longer: another worker may be idle."""
-    if _drain.begun or pace.still_for < SURPLUS_WAITS:
+    if _drain.begun or pace.slow_for < SURPLUS_WAITS:
         return
     unbegun, allowed = waiting(consumer), consumer.qos.value
     hand_back_claims(grouped.given_back(unbegun))

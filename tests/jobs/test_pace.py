@@ -33,10 +33,10 @@ def go_on(pace: Pace, clock: Clock, *spans: int) -> None:
         clock.now += 1.01 * SPAN
 
 
-def test_as_many_may_be_held_ahead_as_end_within_each_of_the_last_moments() -> None:
+def test_as_many_may_be_held_ahead_as_ended_in_a_moment_of_late() -> None:
     pace, clock = paced()
     go_on(pace, clock, 5, 3, 4)
-    assert pace.ahead(2) == 3
+    assert pace.ahead(2) == 4
 
 
 def test_never_more_than_a_few_for_each_that_may_be_held_anyway() -> None:
@@ -66,8 +66,12 @@ def test_none_after_a_pause_of_any_length() -> None:
     assert pace.ahead(2) == 0
 
 
-def test_it_says_for_how_long_no_job_has_ended() -> None:
+def test_it_says_for_how_long_jobs_have_been_slow() -> None:
     pace, clock = paced()
-    end(pace, 1)
-    clock.now += 1.5
-    assert pace.still_for == 1.5
+    go_on(pace, clock, 8, 8, 8)
+    for _ in range(3):
+        clock.now += 0.5
+        end(pace, 1)
+    assert 1.5 < pace.slow_for < 1.5 + 4 * SPAN
+    go_on(pace, clock, 8, 8, 8)
+    assert pace.slow_for < SPAN
