@@ -84,7 +84,7 @@ def claim(job_id: UUID, worker: str) -> tuple[Job, float]:
     Raises ``Ignore`` where the job is not to be run now, or not by us.
     """
     given = handover.claimed(job_id)
-    if given is not None and given.row is not None:
+    if given is not None and given.row is not None and heartbeat.clock() - given.asked < settings().LEASE / 3:
         return lifecycle.as_job(given.row), given.asked
     token = given.token if given is not None else uuid4()
     lease, asked = timedelta(seconds=settings().LEASE), list[float]()

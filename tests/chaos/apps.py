@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from django.apps import AppConfig
@@ -25,10 +24,10 @@ class ChaosConfig(AppConfig):
 
 def _opened(sender: Any, connection: Any, **_: Any) -> None:
     if connection.vendor == "sqlite":
-        connection.connection.create_function("chaos_writer", 0, lambda: f"{audit.WRITER}{os.getpid()}")
+        connection.connection.create_function("chaos_writer", 0, audit.own_mark)
     else:
         with connection.connection.cursor() as cursor:
-            cursor.execute(f"SET application_name = '{audit.WRITER}{os.getpid()}'")
+            cursor.execute(f"SET application_name = '{audit.own_mark()}'")
         if not connection.connection.autocommit:
             connection.connection.commit()
     seam.watch(connection)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 POSTGRES = """
 CREATE TABLE chaos_audit (
     id bigserial PRIMARY KEY, at timestamptz NOT NULL, writer text NOT NULL, job text NOT NULL,
@@ -60,10 +62,18 @@ END;
 WRITER = "chaos:"
 
 
-def writer_pid(writer: str) -> int:
-    """The process that wrote an entry, 0 when it did not say.
+def own_mark() -> str:
+    """What this process signs with: its id, and that of the process that started it."""
+    return f"{WRITER}{os.getpid()}:{os.getppid()}"
 
-    >>> writer_pid("chaos:12"), writer_pid("psql")
-    (12, 0)
+
+def written_by(mark: str) -> tuple[int, int]:
+    """The process that wrote an entry and the one that started it, zeros when it did not say.
+
+    >>> written_by("chaos:12:5"), written_by("psql")
+    ((12, 5), (0, 0))
     """
-    return int(writer.removeprefix(WRITER)) if writer.startswith(WRITER) else 0
+    if not mark.startswith(WRITER):
+        return 0, 0
+    pid, _, parent = mark.removeprefix(WRITER).partition(":")
+    return int(pid), int(parent or 0)

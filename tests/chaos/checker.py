@@ -19,7 +19,7 @@ from typing import Any
 import psycopg
 
 from tests.chaos import ledger
-from tests.chaos.audit import writer_pid
+from tests.chaos.audit import written_by
 from tests.chaos.ledger import Asked, Intake, Line, Run
 
 FINAL = {"completed", "failed", "cancelled"}
@@ -59,6 +59,7 @@ class Change:
     new_lease: int | None = None
     old_pid: int | None = None
     reason: str = ""
+    parent: int = 0  # of the writer
 
 
 @dataclass(slots=True)
@@ -269,16 +270,18 @@ def _judge_late_writes(evidence: Evidence, verdict: Verdict) -> None:
     ran: dict[str, dict[int, set[str]]] = defaultdict(lambda: defaultdict(set))
     for run in ledger.runs(evidence.lines):
         ran[run.job][run.pid].add(run.token)
+    parents = {change.writer: change.parent for change in evidence.changes}
     late = [
         f"job {change.job}: {why} ({change.old_state} → {change.new_state}, by process {change.writer})"
         for change in evidence.changes
-        if (why := _too_late(change, ran.get(change.job, {})))
+        if (why := _too_late(change, ran.get(change.job, {}), parents))
     ]
     verdict.late_writes = len(late)
     verdict.problems += _few(late)
 
 
-def _too_late(change: Change, ran: dict[int, set[str]]) -> str:
+def _too_late(change: Change, ran: dict[int, set[str]], parents: dict[int, int]) -> str:
+    """Why a change was too late, if it was. A worker's main process may claim and complete for its child."""
     if change.old_state is None or change.new_state is None:
         return ""
     if change.old_state in FINAL and change.new_state != change.old_state:
@@ -287,11 +290,16 @@ def _too_late(change: Change, ran: dict[int, set[str]]) -> str:
         return "its attempts were counted back"
     if change.old_state != "running" or not change.writer or change.writer == change.old_pid:
         return ""
-    if change.new_state == "completed":
+    if change.new_state == "completed" and change.old_pid not in (change.parent, *_children(change.writer, parents)):
         return "completed by a process that did not hold it"
-    if any(token != change.old_token for token in ran.get(change.writer, ())):
+    tokens = ran.get(change.writer)
+    if tokens and change.old_token not in tokens:
         return "written with an old token"
     return ""
+
+
+def _children(pid: int, parents: dict[int, int]) -> list[int]:
+    return [child for child, parent in parents.items() if parent == pid]
 
 
 def _by_job(changes: Iterable[Change]) -> dict[str, list[Change]]:
@@ -402,10 +410,11 @@ def number_in(payload: str) -> int | None:
 
 
 def _change(row: Sequence[Any]) -> Change:
-    at, writer, job, old, new, old_attempt, new_attempt, old_token, new_token, lease, pid, reason = row
+    at, mark, job, old, new, old_attempt, new_attempt, old_token, new_token, lease, pid, reason = row
+    writer, parent = written_by(mark)
     return Change(
-        _moment(at) or 0, writer_pid(writer), _id(job), old, new, old_attempt, new_attempt, _id(old_token) or None,
-        _id(new_token) or None, _moment(lease), pid, reason or "",
+        _moment(at) or 0, writer, _id(job), old, new, old_attempt, new_attempt, _id(old_token) or None,
+        _id(new_token) or None, _moment(lease), pid, reason or "", parent,
     )  # fmt: skip
 
 

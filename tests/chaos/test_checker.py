@@ -227,11 +227,11 @@ def test_a_renewed_lease_counts_as_it_was_renewed() -> None:
 # --- Late writes ------------------------------------------------------------------------------------------------------
 
 
-def late(change: Change) -> int:
-    """How many late writes a change makes, in a world where process 100 ran token t1 and 200 holds t2."""
+def late(*changes: Change) -> int:
+    """How many late writes these changes make, in a world where process 100 ran token t1 and 200 holds t2."""
     evidence = world(1)
     evidence.lines = [*ran(1, at=1, until=3), *ran(1, attempt=2, pid=200, at=5, until=8)]
-    evidence.changes = [change]
+    evidence.changes = list(changes)
     return checker.judge(evidence).late_writes
 
 
@@ -242,6 +242,20 @@ def test_a_completion_by_its_holder_is_in_time() -> None:
     assert late(Change(SECOND, 200, "j1", new_state="completed", **HELD)) == 0
 
 
+def test_a_completion_by_the_worker_of_its_holder_is_in_time() -> None:
+    claimed = Change(0, 200, "j1", "reserved", "running", new_token="t2", parent=150)
+    assert late(Change(SECOND, 150, "j1", new_state="completed", **HELD), claimed) == 0
+
+
+def test_a_completion_by_a_child_of_the_worker_that_claimed_is_in_time() -> None:
+    assert late(Change(SECOND, 210, "j1", new_state="completed", **HELD, parent=200)) == 0
+
+
+def test_a_completion_by_another_child_of_its_worker_is_late() -> None:
+    claimed = Change(0, 200, "j1", "reserved", "running", new_token="t2", parent=150)
+    assert late(Change(SECOND, 210, "j1", new_state="completed", **HELD, parent=150), claimed) == 1
+
+
 def test_a_rescue_by_a_conductor_is_in_time() -> None:
     assert late(Change(SECOND, 300, "j1", new_state="retrying", **HELD)) == 0
 
@@ -249,6 +263,11 @@ def test_a_rescue_by_a_conductor_is_in_time() -> None:
 @pytest.mark.parametrize("state", ["completed", "failed", "retrying", "pending", "cancelled"])
 def test_a_change_by_who_ran_an_older_attempt_is_late(state: str) -> None:
     assert late(Change(SECOND, 100, "j1", new_state=state, **HELD)) == 1
+
+
+def test_a_change_by_who_ran_this_attempt_and_later_ones_is_in_time() -> None:
+    claimed = {"old_state": "running", "old_token": "t1", "old_pid": 150, "old_attempt": 1, "new_attempt": 1}
+    assert late(Change(SECOND, 100, "j1", new_state="retrying", parent=150, **claimed)) == 0
 
 
 def test_a_lease_renewed_with_an_old_token_is_late() -> None:
@@ -290,7 +309,7 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[s
     if request.param == "sqlite":
         file = tmp_path / "jobs.sqlite3"
         with sqlite3.connect(file, isolation_level=None) as connection:
-            connection.create_function("chaos_writer", 0, lambda: "chaos:100")
+            connection.create_function("chaos_writer", 0, lambda: "chaos:100:1")
             connection.executescript(TABLES.format(uuid="text", time="text") + audit.SQLITE)
             yield f"sqlite:///{file}", connection
         connection.close()
@@ -300,7 +319,7 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[s
         admin.execute("DROP DATABASE IF EXISTS chaos_checker")
         admin.execute("CREATE DATABASE chaos_checker")
     url = server.address("chaos_checker")
-    with psycopg.connect(url, autocommit=True, application_name="chaos:100") as own:
+    with psycopg.connect(url, autocommit=True, application_name="chaos:100:1") as own:
         own.execute(TABLES.format(uuid="uuid", time="timestamptz"))
         own.execute(audit.POSTGRES)
         yield url, own
