@@ -23,7 +23,7 @@ from jobs.context import correlated
 from jobs.drafts import Declaration
 from jobs.errors import JobCancelled, LeaseLost, MoveRefused, PayloadError, Replaced, WorkerLost
 from jobs.failures import Failure, Kind
-from jobs.lifecycle import NOW
+from jobs.lifecycle import NOW, Clock
 from jobs.models import Job
 from jobs.retry import Decision
 from jobs.shield import shielded, unshielded
@@ -87,28 +87,29 @@ def claim(job_id: UUID, worker: str) -> tuple[Job, float]:
     if given is not None and given.row is not None and heartbeat.clock() - given.asked < settings().LEASE / 3:
         return lifecycle.as_job(given.row), given.asked
     token = given.token if given is not None else uuid4()
-    lease, asked = timedelta(seconds=settings().LEASE), list[float]()
+    lease, asked = timedelta(seconds=settings().LEASE), 0.0
 
     def once() -> Job | None:
-        asked.append(heartbeat.clock())
+        nonlocal asked
+        asked = heartbeat.clock()
         connection: Any = lifecycle.database()
         connection.health_check_done = True  # the claim is the check: where it fails, it is tried on a new connection
         found = lifecycle.claim(job_id, token=token, worker=worker, pid=os.getpid(), lease=lease)
-        if found is None and (found := _claimed_before(job_id, token)) is not None:
-            asked.append(asked[-2:][0])  # the answer to the time before was lost: the lease began then
-        return found
+        return found or _claimed_before(job_id, token, lease)
 
     job: Job | None = patiently(once)
     if job is None:
         patiently(lambda: refuse(job_id))
         raise Ignore(f"job {job_id} is not to be run now")
-    return job, asked[-1]
+    return job, asked
 
 
-def _claimed_before(job_id: UUID, token: UUID) -> Job | None:
-    """A claim whose commit was lost on its way back is ours all the same."""
+def _claimed_before(job_id: UUID, token: UUID, lease: timedelta) -> Job | None:
+    """A claim whose commit was lost on its way back, or that waited for its turn, is ours all the same: from now on."""
     found = lifecycle.seen(job_id)
-    return found if found is not None and found.token == token and found.state == State.RUNNING else None
+    if found is None or found.token != token or found.state != State.RUNNING:
+        return None
+    return found if lifecycle.amend(found, lease_until=Clock(lease), pid=os.getpid()) else None
 
 
 def refuse(job_id: UUID) -> None:
