@@ -10,13 +10,13 @@ from __future__ import annotations
 import logging
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from time import monotonic, sleep
-from typing import Any
+from typing import Any, Protocol
 from uuid import UUID, uuid4
 
 from jobs import completer, heartbeat, lifecycle
@@ -35,6 +35,18 @@ LOOK_EVERY = 0.25  # seconds
 KEEP = 60.0  # seconds after which a claim is forgotten whose request never came to its turn
 
 
+class Waiting(Protocol):
+    """A request that waits for its turn."""
+
+    @property
+    def id(self) -> str:
+        """Its id."""
+
+    @property
+    def request_dict(self) -> Mapping[str, Any]:
+        """The headers of its message."""
+
+
 @dataclass(frozen=True, slots=True)
 class Workplace:
     """What is known of the worker."""
@@ -43,9 +55,10 @@ class Workplace:
     hostname: str
     pace: Pace
     slots: Callable[[], int]
-    waiting: Callable[[], Sequence[Any]]
+    waiting: Callable[[], Sequence[Waiting]]
     received: Callable[[], int]
     hand_back: Callable[[Sequence[Claimed]], Any]
+    decide: Callable[[int], Any] = lambda count: None  # told of how many that wait it is decided who claims them
 
 
 class Grouped:
@@ -56,6 +69,7 @@ class Grouped:
         self._line: Nonblocking | None = None
         self._completed: deque[Handed] = deque()
         self._flying: list[Handed] = []
+        self._asking = False
         self._claims: dict[str, Claimed] = {}
         self._abandoned: set[UUID] = set()  # the tokens of claims whose requests were given back before the answer
         self._lingering = False
@@ -63,6 +77,8 @@ class Grouped:
     def join(self, at: Workplace) -> None:
         """Work in this event loop from now on."""
         self.leave()
+        orphans, self._claims = list(self._claims.values()), {}
+        at.hand_back(orphans)  # their requests were dropped with the connection to the broker
         self.at = at
         completer.join(at.hub.call_soon)
         if settings().GROUP_SHORT_JOBS and lifecycle.database().vendor == "postgresql":
@@ -76,7 +92,7 @@ class Grouped:
         if self._line is not None:
             self._line.close()
             self._line = None
-        self._leave_to_thread(self._completed)
+        self.record_apart()
 
     def _look(self) -> None:
         if self._line is not None:
@@ -113,12 +129,16 @@ class Grouped:
         """The claims of requests that will not be begun here."""
         popped = [self._claims.pop(request.id, None) for request in requests]
         claims = [claim for claim in popped if claim is not None]
-        self._abandoned.update(claim.token for claim in claims if claim.row is None and self._flying)
+        self._abandoned.update(claim.token for claim in claims if claim.row is None and self._asking)
         return claims
+
+    def record_apart(self) -> None:
+        """Let a thread record what was completed so far: the event loop has no time for it."""
+        self._leave_to_thread(self._completed)
 
     def finish(self, seconds: float) -> bool:
         """Wait until what was completed is recorded, in a thread that is not the loop's; whether it is."""
-        self._leave_to_thread(self._completed)
+        self.record_apart()
         until = monotonic() + seconds
         while self._flying and monotonic() < until:
             sleep(0.01)
@@ -131,7 +151,7 @@ class Grouped:
             return
         if lingered:
             self._lingering = False
-        if not self._completed or self._flying:
+        if not self._completed or self._asking:
             return
         if not self._line.connected:
             self._leave_to_thread(self._completed)
@@ -147,25 +167,38 @@ class Grouped:
         received = self.at.received()
         return received // 2 if received > 2 * self.at.slots() else 1
 
+    def claim_next(self) -> bool:
+        """Ask for claims of those that wait, unless something is asked already; False where nobody can be asked."""
+        if not self._takes:
+            return False
+        if not self._asking and self.at is not None and self.at.waiting():
+            self._ask()
+        return self._takes
+
     def _ask(self) -> None:
         assert self._line is not None
-        self._flying = [self._completed.popleft() for _ in range(min(len(self._completed), MOST))]
-        questions: list[Any] = [
-            (lifecycle.completing_many(), lifecycle.completions_given([one.completion for one in self._flying]))
-        ]
-        claims = self._claimable()
-        if claims:
-            self._claims |= claims
-            questions.append((lifecycle.claiming_many(_lease()), self._claims_given(list(claims.values()))))
-        self._line.ask(questions, partial(self._told, claims))
-
-    def _claimable(self) -> dict[str, Claimed]:
-        """The requests whose turn comes in a moment, each with a token for its claim."""
         assert self.at is not None
-        ahead = min(self.at.pace.ahead(self.at.slots()), MOST)
+        next_ones = list(self.at.waiting())[: min(self.at.pace.ahead(self.at.slots()), MOST)]
+        claims = self._claimable(next_ones)
+        flying = [self._completed.popleft() for _ in range(min(len(self._completed), MOST))]
+        self._claims |= claims
+        questions: list[Any] = []
+        if flying:
+            given = lifecycle.completions_given([one.completion for one in flying])
+            questions.append((lifecycle.completing_many(), given))
+        if claims:
+            questions.append((lifecycle.claiming_many(_lease()), self._claims_given(list(claims.values()))))
+        if not questions:
+            self.at.decide(len(next_ones))
+            return
+        self._flying, self._asking = flying, True
+        self._line.ask(questions, partial(self._told, claims, len(next_ones)))
+
+    def _claimable(self, waiting: Iterable[Waiting]) -> dict[str, Claimed]:
+        """Those of these requests that may be claimed, each with a token for its claim."""
         found: dict[str, Claimed] = {}
-        for request in list(self.at.waiting())[:ahead]:
-            job_id = _job_of(request)
+        for request in waiting:
+            job_id = job_of(request)
             if job_id is not None and request.id not in self._claims:
                 found[request.id] = Claimed(job_id, uuid4(), heartbeat.clock())
         return found
@@ -174,14 +207,17 @@ class Grouped:
         assert self.at is not None
         return [self.at.hostname, os.getpid(), [one.job_id for one in claims], [one.token for one in claims]]
 
-    def _told(self, claims: dict[str, Claimed], answers: list[Rows] | None) -> None:
-        flying, self._flying = self._flying, []
+    def _told(self, claims: dict[str, Claimed], decided: int, answers: list[Rows] | None) -> None:
+        assert self.at is not None
+        flying, self._flying, self._asking = self._flying, [], False
         if answers is None:
             self._leave_to_thread(deque(flying))
+            self.at.decide(decided)
             return
-        recorded = {row[0] for row in answers[0]}
+        recorded = {row[0] for row in answers[0]} if flying else set()
         self._leave_to_thread(deque(one for one in flying if one.completion.job_id not in recorded))
-        self._take_claims(claims, answers[1] if claims else [])
+        self._take_claims(claims, answers[-1] if claims else [])
+        self.at.decide(decided)
         for one in flying:
             if one.completion.job_id in recorded:
                 completer.settle(one)
@@ -214,9 +250,9 @@ def _lease() -> timedelta:
     return timedelta(seconds=settings().LEASE)
 
 
-def _job_of(request: Any) -> UUID | None:
+def job_of(request: Waiting) -> UUID | None:
     """The job whose message a request is, where it is one of ours."""
-    ours = (request.message.headers or {}).get(HEADER)
+    ours = request.request_dict.get(HEADER)
     try:
         return UUID(str(ours["job"])) if isinstance(ours, dict) else None
     except (KeyError, ValueError):
@@ -225,4 +261,12 @@ def _job_of(request: Any) -> UUID | None:
 
 _grouped = Grouped()
 join, leave, begun, answered = _grouped.join, _grouped.leave, _grouped.begun, _grouped.answered
-given_back, finish = _grouped.given_back, _grouped.finish
+given_back, finish, claim_next = _grouped.given_back, _grouped.finish, _grouped.claim_next
+record_apart = _grouped.record_apart
+
+
+def end() -> None:
+    """The pool has stopped: record what is left."""
+    leave()
+    completer.finish()
+    completer.go_on()

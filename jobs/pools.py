@@ -10,7 +10,7 @@ from typing import Any
 
 from celery.exceptions import WorkerShutdown, WorkerTerminate
 
-from jobs import completer, green, grouped, handover
+from jobs import green, grouped, handover, solo
 
 EVENTLET = (
     "the eventlet pool is not supported: each statement to the database would stop all of its bodies, and their leases "
@@ -68,7 +68,8 @@ def taught(pool: Any, app: Any) -> Any:
     """A pool as attempts need it."""
     if getattr(pool, "is_green", False):
         return _of_greenlets(pool, app)
-    return _of_children(pool) if pool.__module__ == "celery.concurrency.prefork" else pool
+    kinds: dict[str, Any] = {"celery.concurrency.prefork": _of_children, "celery.concurrency.solo": solo.taught}
+    return kinds.get(pool.__module__, lambda pool: pool)(pool)
 
 
 def _of_children(pool: Any) -> Any:
@@ -90,9 +91,7 @@ def _of_children(pool: Any) -> Any:
 
         def on_stop(self) -> None:
             super().on_stop()
-            grouped.leave()
-            completer.finish()
-            completer.go_on()
+            grouped.end()
 
     Taught.__module__, Taught.__qualname__ = pool.__module__, pool.__qualname__
     return Taught

@@ -30,7 +30,7 @@ from celery.worker import state as _worker_state
 from django.db import Error
 from django.db.models import Q
 
-from jobs import attempt, gate, green, grouped, heartbeat, lifecycle, pools
+from jobs import attempt, gate, green, grouped, heartbeat, lifecycle, pools, solo
 from jobs.adoption import as_uuid
 from jobs.handover import Claimed
 from jobs.models import Job
@@ -217,6 +217,7 @@ def give_back(consumer: Any) -> None:
     semaphore = getattr(consumer.controller, "semaphore", None)
     if semaphore is not None:
         semaphore.clear()
+    solo.LINE.clear()
     left = [request for request in unbegun if not _returned(request)]
     if left:
         gate.in_background(send_afresh, [as_uuid(request.id) for request in left])
@@ -255,6 +256,16 @@ def waiting(consumer: Any) -> list[Any]:
     """The requests that wait for a child of the pool."""
     semaphore = getattr(consumer.controller, "semaphore", None)
     return [] if semaphore is None else [args[0] for _, args, _ in semaphore._waiting if args]
+
+
+def let_others(calls: Sequence[grouped.Waiting]) -> None:
+    """These wait behind a long body, which the event loop waits for too: their jobs are sent again, to others."""
+    claims = grouped.given_back(calls)
+    hand_back_claims(claims)
+    claimed = {claim.job_id for claim in claims}
+    rest = [str(job) for job in map(grouped.job_of, calls) if job is not None and job not in claimed]
+    if rest:
+        gate.in_background(send_afresh, rest)
 
 
 def hand_back_claims(claims: Sequence[Claimed]) -> None:

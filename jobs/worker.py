@@ -18,7 +18,7 @@ from celery.worker import state as worker_state
 from celery.worker.request import Request as CeleryRequest
 from django.db import Error
 
-from jobs import broker, gate, grouped, lifecycle, pools, rescue, shutdown, slots, strays
+from jobs import broker, gate, grouped, lifecycle, pools, rescue, shutdown, slots, solo, strays
 from jobs.adoption import as_uuid
 from jobs.attempt import JobFailed, by_sigterm
 from jobs.consumer import careful, check_call
@@ -110,17 +110,20 @@ class Children(bootsteps.StartStopStep):
         if broker.pace is not None:
             parent.hub.call_repeatedly(LOOK_EVERY, shutdown.give_back_surplus, parent, broker.pace)
             grouped.join(_workplace(parent, broker.pace))
+            solo.LINE.join(parent.hub, broker.pace, shutdown.let_others)
         pool: Any = getattr(parent.pool, "_pool", None)
         if hasattr(pool, "maintain_pool"):
             parent.hub.call_repeatedly(LOOK_EVERY, pool.maintain_pool)
 
 
 def _workplace(consumer: Any, pace: Pace) -> grouped.Workplace:
+    own = solo.LINE if consumer.pool.__module__ == "celery.concurrency.solo" else None
     return grouped.Workplace(
         hub=consumer.hub, hostname=consumer.hostname, pace=pace,
-        slots=lambda: broker.concurrency() if broker.concurrency else 1,
-        waiting=lambda: shutdown.waiting(consumer), received=lambda: len(worker_state.reserved_requests),
-        hand_back=shutdown.hand_back_claims,
+        slots=lambda: broker.concurrency() if broker.concurrency and own is None else 1,
+        waiting=own.waiting if own is not None else lambda: shutdown.waiting(consumer),
+        received=lambda: len(worker_state.reserved_requests), hand_back=shutdown.hand_back_claims,
+        decide=own.decide if own is not None else lambda count: None,
     )  # fmt: skip
 
 
