@@ -71,6 +71,7 @@ class Grouped:
         self._flying: list[Handed] = []
         self._asking = False
         self._claims: dict[str, Claimed] = {}
+        self._given: dict[str, Claimed] = {}  # to children that have not answered
         self._abandoned: set[UUID] = set()  # the tokens of claims whose requests were given back before the answer
         self._lingering = False
 
@@ -89,9 +90,9 @@ class Grouped:
 
     def leave(self) -> None:
         """The loop runs no longer: what is on its way is recorded by the thread."""
-        if self._line is not None:
-            self._line.close()
-            self._line = None
+        line, self._line = self._line, None
+        if line is not None:
+            line.close()
         self.record_apart()
 
     def _look(self) -> None:
@@ -103,7 +104,16 @@ class Grouped:
 
     def begun(self, request_id: str) -> Inward:
         """A request comes to its turn: what its child is told."""
-        return Inward(self._claims.pop(request_id, None), self._takes)
+        claim = self._claims.pop(request_id, None)
+        if claim is not None:
+            self._given[request_id] = claim
+        return Inward(claim, self._takes)
+
+    def dropped(self, request_ids: Iterable[str]) -> None:
+        """These requests came to their turn, and yet no child will run them."""
+        claims = [claim for one in request_ids if (claim := self._given.pop(one, None)) is not None]
+        if self.at is not None:
+            self.at.hand_back(claims)
 
     @property
     def _takes(self) -> bool:
@@ -112,8 +122,9 @@ class Grouped:
             return False
         return self.at.pace.ahead(self.at.slots()) > self.at.slots()
 
-    def answered(self, callback: Callable[[Any], Any], answer: Any) -> None:
+    def answered(self, request_id: str, callback: Callable[[Any], Any], answer: Any) -> None:
         """A child answered: Celery is told, at once or when the outcome is recorded."""
+        self._given.pop(request_id, None)
         completion = getattr(answer, "completion", None)
         if completion is None:
             callback(answer)
@@ -242,8 +253,9 @@ class Grouped:
 
     def _forget_old(self) -> None:
         old = heartbeat.clock() - KEEP
-        for request_id in [key for key, claim in self._claims.items() if claim.asked < old]:
-            del self._claims[request_id]
+        for claims in (self._claims, self._given):
+            for request_id in [key for key, claim in claims.items() if claim.asked < old]:
+                del claims[request_id]
 
 
 def _lease() -> timedelta:
@@ -262,7 +274,7 @@ def job_of(request: Waiting) -> UUID | None:
 _grouped = Grouped()
 join, leave, begun, answered = _grouped.join, _grouped.leave, _grouped.begun, _grouped.answered
 given_back, finish, claim_next = _grouped.given_back, _grouped.finish, _grouped.claim_next
-record_apart = _grouped.record_apart
+record_apart, dropped = _grouped.record_apart, _grouped.dropped
 
 
 def end() -> None:

@@ -7,6 +7,7 @@ made anew in a thread, because to connect may take long.
 from __future__ import annotations
 
 import logging
+import select
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ from jobs.statements import Statement
 logger = logging.getLogger("jobs.worker")
 
 SILENCE = 5.0  # seconds that the database may take to answer
+LAST_ANSWER = 1.0  # seconds that it may take when the loop has ended
 PAUSE = 3.0  # seconds between two tries to connect; longer each time that nothing came of it
 LONGEST_PAUSE = 60.0
 
@@ -160,5 +162,10 @@ class Nonblocking:
             answered(None)
 
     def close(self) -> None:
-        """Give the connection back."""
+        """Give the connection back, once what was asked is answered: the loop that would hear of it has ended."""
+        until = time.monotonic() + LAST_ANSWER
+        while self._answered is not None and (left := until - time.monotonic()) > 0:
+            readable, _, _ = select.select([self._socket], [], [], left)
+            if readable:
+                self._on_readable()
         self._break("closed")

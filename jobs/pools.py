@@ -79,12 +79,13 @@ def _of_children(pool: Any) -> Any:
         def on_start(self) -> None:
             super().on_start()
             apply: Any = vars(self)["on_apply"]
+            self.flush: Any = functools.partial(_flush, self._pool, self.flush)
 
             def on_apply(target: Any, args: Any = (), kwargs: Any = None, callback: Any = None, **options: Any) -> Any:
                 if callback is None:
                     return apply(target, args, kwargs or {}, **options)
-                told = grouped.begun(options.get("correlation_id", ""))
-                answered = functools.partial(grouped.answered, callback)
+                request_id = options.get("correlation_id", "")
+                told, answered = grouped.begun(request_id), functools.partial(grouped.answered, request_id, callback)
                 return apply(handover.traced, (told, target, *args), kwargs or {}, callback=answered, **options)
 
             self.on_apply: Any = on_apply
@@ -95,6 +96,18 @@ def _of_children(pool: Any) -> Any:
 
     Taught.__module__, Taught.__qualname__ = pool.__module__, pool.__qualname__
     return Taught
+
+
+def _flush(pool: Any, flush: Any) -> None:
+    """The connection to the broker was lost: drop what no child has, and only that.
+
+    Celery drops what no child has begun; but one that was sent a job runs it, and what it answers counts.
+    """
+    unbegun = [result for result in tuple(pool._cache.values()) if not result._accepted]
+    for result in unbegun:
+        result._accepted = result._scheduled_for is not None
+    flush()
+    grouped.dropped(result.correlation_id for result in unbegun if not result._accepted)
 
 
 def _of_greenlets(pool: Any, app: Any) -> Any:

@@ -153,7 +153,7 @@ def _apply(apply: Any, target: Any, args: Any, kwargs: Any = None, callback: Any
     if callback is None or len(args) < 3:
         apply(target, args, kwargs, callback=callback, **options)
         return
-    answered = partial(grouped.answered, callback)
+    answered = partial(grouped.answered, str(args[1]), callback)
 
     def run(told: Inward) -> None:
         apply(handover.traced, (told, target, *args), kwargs, callback=answered, **options)

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import pytest
+import redis
 from django.db import connection, transaction
 
 from dlq.models import DeadLetter
@@ -46,6 +47,12 @@ def env(witness: Witness) -> dict[str, str]:
     return {**witness.environ, "TEST_JOBS": json.dumps(QUICK)}
 
 
+@pytest.fixture(params=["prefork", "solo"])
+def any_worker(request: pytest.FixtureRequest, worker: Spawn) -> Spawn:
+    """Start a worker of each pool that groups short jobs."""
+    return partial(worker, pool=request.param)
+
+
 def lines(prefix: str = "n", count: int = MANY) -> list[str]:
     """What many notes write."""
     return [f"{prefix}{number}" for number in range(count)]
@@ -70,13 +77,22 @@ def ahead(child: Child) -> Any:
     return Job.objects.filter(pid=child.pid)
 
 
+def transactions() -> int:
+    """How many transactions wrote the rows as they are now."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT count(DISTINCT xmin::text) FROM jobs_job")
+        (count,) = cursor.fetchone()
+    return int(count)
+
+
 def test_short_jobs_are_claimed_ahead_and_each_runs_once(
-    worker: Spawn, env: dict[str, str], witness: Witness, wait_until: WaitUntil
+    any_worker: Spawn, env: dict[str, str], witness: Witness, wait_until: WaitUntil
 ) -> None:
     enqueue()
-    one = worker(env=env)
+    one = any_worker(env=env)
     wait_until(all_completed, timeout=30)
     assert ahead(one).count() > MANY / 10
+    assert transactions() < MANY / 3
     assert Counter(witness.lines) == Counter(lines())
     assert {job.result for job in Job.objects.all()} == {f'"{line}"' for line in lines()}
     assert set(Job.objects.values_list("attempt", "losses")) == {(1, 0)}
@@ -110,22 +126,28 @@ def test_what_was_claimed_ahead_is_handed_back_when_jobs_take_long(
 
 
 def test_a_hook_of_the_task_finds_its_job_completed(
-    worker: Spawn, env: dict[str, str], witness: Witness, wait_until: WaitUntil
+    any_worker: Spawn, env: dict[str, str], witness: Witness, wait_until: WaitUntil
 ) -> None:
     bulk(Told, [{"number": number} for number in range(100)])
-    worker(env=env)
+    any_worker(env=env)
     wait_until(lambda: all_completed(100), timeout=30)
     assert Counter(witness.lines) == Counter({"completed": 100})
 
 
 @pytest.mark.parametrize("how", ["fast", "immediate", "killed"])
 def test_a_database_that_restarts_costs_no_job(
-    worker: Spawn, conductor: Spawn, server: Any, env: dict[str, str], witness: Witness, wait_until: WaitUntil, how: str
+    any_worker: Spawn,
+    conductor: Spawn,
+    server: Any,
+    env: dict[str, str],
+    witness: Witness,
+    wait_until: WaitUntil,
+    how: str,
 ) -> None:
     enqueue()
     conductor(env=env)
     wait_until(Leader.objects.exists)
-    worker(env=env)
+    any_worker(env=env)
     wait_until(lambda: len(witness.lines) > 100, timeout=30, every=0.005)
     server.kill() if how == "killed" else server.stop(how)
     time.sleep(1)
@@ -136,12 +158,12 @@ def test_a_database_that_restarts_costs_no_job(
 
 
 def test_a_database_that_is_silent_for_a_while_costs_no_job(
-    worker: Spawn, conductor: Spawn, server: Any, env: dict[str, str], witness: Witness, wait_until: WaitUntil
+    any_worker: Spawn, conductor: Spawn, server: Any, env: dict[str, str], witness: Witness, wait_until: WaitUntil
 ) -> None:
     enqueue()
     conductor(env=env)
     wait_until(Leader.objects.exists)
-    worker(env=env)
+    any_worker(env=env)
     wait_until(lambda: len(witness.lines) > 100, timeout=30, every=0.005)
     frozen = backends()
     for pid in frozen:
@@ -163,10 +185,10 @@ def backends() -> list[int]:
 
 
 def test_sessions_that_forget_what_was_prepared_cost_no_job(
-    worker: Spawn, env: dict[str, str], witness: Witness, wait_until: WaitUntil
+    any_worker: Spawn, env: dict[str, str], witness: Witness, wait_until: WaitUntil
 ) -> None:
     enqueue()
-    worker(env=env)
+    any_worker(env=env)
     for _ in range(4):
         wait_until(lambda: len(witness.lines) > 50, timeout=30, every=0.005)
         for pid in backends():
@@ -177,14 +199,14 @@ def test_sessions_that_forget_what_was_prepared_cost_no_job(
 
 
 def test_a_worker_that_is_killed_costs_no_job(
-    worker: Spawn, conductor: Spawn, env: dict[str, str], witness: Witness, wait_until: WaitUntil
+    any_worker: Spawn, conductor: Spawn, env: dict[str, str], witness: Witness, wait_until: WaitUntil
 ) -> None:
     enqueue()
     conductor(env=env)
-    one = worker(name="first", env=env)
+    one = any_worker(name="first", env=env)
     wait_until(lambda: len(witness.lines) > 100, timeout=30, every=0.005)
     one.kill()
-    worker(name="second", env=env)
+    any_worker(name="second", env=env)
     wait_until(all_completed, timeout=60)
     assert set(witness.lines) == set(lines())
     assert max(Job.objects.values_list("losses", flat=True)) <= 1
@@ -217,10 +239,10 @@ def test_a_child_that_is_killed_with_a_job_claimed_ahead_brings_it_back_at_once(
 
 @pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGQUIT], ids=["warm", "soft"])
 def test_a_worker_that_stops_leaves_nothing_running(
-    worker: Spawn, env: dict[str, str], witness: Witness, wait_until: WaitUntil, sign: signal.Signals
+    any_worker: Spawn, env: dict[str, str], witness: Witness, wait_until: WaitUntil, sign: signal.Signals
 ) -> None:
     enqueue()
-    one = worker(env=env)
+    one = any_worker(env=env)
     wait_until(lambda: len(witness.lines) > 100, timeout=30, every=0.005)
     os.kill(one.pid, sign)
     wait_until(lambda: not one.running, timeout=20)
@@ -229,13 +251,13 @@ def test_a_worker_that_stops_leaves_nothing_running(
 
 
 def test_a_row_that_somebody_keeps_locked_holds_up_no_other(
-    worker: Spawn, env: dict[str, str], wait_until: WaitUntil
+    any_worker: Spawn, env: dict[str, str], wait_until: WaitUntil
 ) -> None:
     enqueue(200)
     held = Job.objects.order_by("-created_at")[0]
     with transaction.atomic():
         Job.objects.select_for_update().get(pk=held.pk)
-        worker(env=env)
+        any_worker(env=env)
         wait_until(lambda: states()[State.COMPLETED] == 199, timeout=30)
     wait_until(lambda: all_completed(200), timeout=30)
 
@@ -254,3 +276,55 @@ def test_a_job_that_is_cancelled_while_it_waits_in_the_worker_does_not_complete(
     wait_until(lambda: states()[State.CANCELLED] == 10, timeout=20)
     assert not [line for line in witness.lines if line.startswith("after")]
     assert not DeadLetter.objects.exists()
+
+
+# --- A solo worker ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def busy(
+    worker: Spawn, conductor: Spawn, env: dict[str, str], witness: Witness, wait_until: WaitUntil
+) -> Iterator[Child]:
+    """A solo worker that came to a long job after many short ones; more short ones wait behind it."""
+    enqueue()
+    bulk(nap, [{"seconds": 20, "name": "long"}])
+    enqueue(20, "after")
+    conductor(env=env)
+    one = worker(pool="solo", env=env)
+    wait_until(lambda: "start:long" in witness.lines, timeout=30)
+    yield one
+    one.kill()
+
+
+def test_a_long_job_lets_those_before_it_be_recorded(busy: Child, wait_until: WaitUntil) -> None:
+    wait_until(lambda: states()[State.COMPLETED] == MANY, timeout=2)
+
+
+def test_a_long_job_lets_others_have_those_behind_it(
+    busy: Child, worker: Spawn, env: dict[str, str], witness: Witness, wait_until: WaitUntil
+) -> None:
+    worker(pool="solo", name="second", env=env)
+    wait_until(lambda: states()[State.COMPLETED] == MANY + 20, timeout=10)
+    assert Counter(line for line in witness.lines if line.startswith("after")) == Counter(lines("after", 20))
+    assert set(Job.objects.values_list("losses", flat=True)) == {0}
+    assert "end:long" not in witness.lines
+
+
+def test_a_worker_that_loses_its_broker_goes_on(
+    any_worker: Spawn,
+    conductor: Spawn,
+    broker: RedisServer,
+    env: dict[str, str],
+    witness: Witness,
+    wait_until: WaitUntil,
+) -> None:
+    enqueue()
+    conductor(env=env)
+    any_worker(env=env)
+    for seen in (50, 200, 350):
+        wait_until(lambda seen=seen: len(witness.lines) > seen, timeout=30, every=0.005)
+        with redis.Redis.from_url(broker.url) as wire:
+            wire.client_kill_filter(_type="normal", skipme=True)
+    wait_until(all_completed, timeout=60)
+    assert set(witness.lines) == set(lines())
+    assert set(Job.objects.values_list("losses", flat=True)) == {0}
