@@ -109,6 +109,11 @@ class Grouped:
             self._given[request_id] = claim
         return Inward(claim, self._takes)
 
+    def lost(self, request_id: str) -> UUID | None:
+        """The child of a request is dead: the token of the claim that it was given, if it was given one."""
+        claim = self._given.pop(request_id, None)
+        return None if claim is None else claim.token
+
     def dropped(self, request_ids: Iterable[str]) -> None:
         """These requests came to their turn, and yet no child will run them."""
         claims = [claim for one in request_ids if (claim := self._given.pop(one, None)) is not None]
@@ -253,9 +258,8 @@ class Grouped:
 
     def _forget_old(self) -> None:
         old = heartbeat.clock() - KEEP
-        for claims in (self._claims, self._given):
-            for request_id in [key for key, claim in claims.items() if claim.asked < old]:
-                del claims[request_id]
+        for request_id in [key for key, claim in self._claims.items() if claim.asked < old]:
+            del self._claims[request_id]
 
 
 def _lease() -> timedelta:
@@ -275,6 +279,7 @@ _grouped = Grouped()
 join, leave, begun, answered = _grouped.join, _grouped.leave, _grouped.begun, _grouped.answered
 given_back, finish, claim_next = _grouped.given_back, _grouped.finish, _grouped.claim_next
 record_apart, dropped = _grouped.record_apart, _grouped.dropped
+lost = _grouped.lost
 
 
 def end() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -66,17 +65,17 @@ def _find_lost() -> int:
     return found
 
 
-def lost_child(job_id: str, worker: str, pid: int | None, why: str) -> bool:
+def lost_child(job_id: str, worker: str, pid: int | None, why: str, given: UUID | None = None) -> bool:
     """The pool's child that ran a job is dead: give the job back at once, without waiting for its lease.
 
-    The worker is asked for too: in containers, processes of several workers have the same pid.
+    ``given`` is the token of the claim that was made for the child. The worker is asked for too: in containers,
+    processes of several workers have the same pid.
     """
     job = lifecycle.seen(UUID(job_id))
     if job is None or job.state != State.RUNNING or pid is None:
         return False
-    if job.worker != worker or job.pid not in (pid, os.getpid()):  # a main process may have claimed it for its child
-        return False
-    return _lost(job, how_it_ended(why))
+    held = (job.worker, job.pid) == (worker, pid) or (given is not None and job.token == given)
+    return held and _lost(job, how_it_ended(why))
 
 
 def revoked(job_id: str, why: str) -> None:

@@ -54,7 +54,8 @@ class Request(CeleryRequest):
             # The whole process group was told to stop.
             gate.in_background(shutdown.hand_back, self.hostname or "", [self.worker_pid], as_uuid(self.id))
         elif isinstance(error, WorkerLostError | TimeLimitExceeded | Terminated | SystemExit | KeyboardInterrupt):
-            gate.in_background(rescue.lost_child, as_uuid(self.id), self.hostname or "", self.worker_pid, str(error))
+            who = as_uuid(self.id), self.hostname or "", self.worker_pid
+            gate.in_background(rescue.lost_child, *who, str(error), grouped.lost(self.id))
         if isinstance(error, MemoryError):
             exc_info = _reported(error)  # Celery would end the worker
         return super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)

@@ -63,7 +63,8 @@ def test_a_claim_that_waited_is_leased_anew(held: Job, certain: bool) -> None:
     job, leased = begun(claim_of(held, age=settings().LEASE / 2, certain=certain))
     lease = fresh(held).lease_until
     assert (job.pk, job.token) == (held.pk, held.token)
-    assert lease is not None and lease > timezone.now() + timedelta(seconds=0.9 * settings().LEASE)
+    assert lease is not None
+    assert lease > timezone.now() + timedelta(seconds=0.9 * settings().LEASE)
     assert leased >= before
 
 

@@ -27,7 +27,6 @@ def test_gevent_is_refused_where_sockets_and_threads_are_not_cooperative() -> No
 
 def test_other_pools_are_taken_as_they_are() -> None:
     assert pools.refusal(worker(Prefork)) == ""
-    assert pools.taught(Prefork, None) is Prefork
     assert pools.advice(worker(Prefork), connection) == ""
 
 

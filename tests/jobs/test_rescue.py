@@ -3,6 +3,7 @@
 from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
+from uuid import uuid4
 from unittest.mock import Mock
 
 import pytest
@@ -123,6 +124,12 @@ def test_a_dead_child_gives_its_job_back_at_once() -> None:
     assert (fresh(job).state, fresh(job).reason) == (State.RETRYING, "lost: killed by signal 9")
 
 
+def test_a_dead_child_gives_back_what_its_worker_claimed_for_it() -> None:
+    job = running(add.delay(1, 2).id, pid=4700)
+    assert rescue.lost_child(str(job.pk), "sleepy@here", 4711, "signal 9", uuid4()) is False
+    assert rescue.lost_child(str(job.pk), "sleepy@here", 4711, "signal 9", job.token) is True
+
+
 def test_the_death_of_another_process_is_not_this_jobs() -> None:
     job = running(add.delay(1, 2).id, pid=4711)
     assert rescue.lost_child(str(job.pk), "sleepy@here", 4712, "signal 9") is False
@@ -146,7 +153,7 @@ def test_a_worker_that_sees_its_child_die_says_which_worker_and_which_process(
     request = worker.Request(message, app=app, task=add, hostname="sleepy@here", decoded=True, body=((), {}, {}))
     request.worker_pid = 4711
     request.on_failure(SimpleNamespace(exception=WorkerLostError("signal 9")))
-    assert told == [(rescue.lost_child, (job.id, "sleepy@here", 4711, "signal 9"))]
+    assert told == [(rescue.lost_child, (job.id, "sleepy@here", 4711, "signal 9", None))]
 
 
 def test_the_death_of_a_child_after_its_job_was_recorded_changes_nothing() -> None:
