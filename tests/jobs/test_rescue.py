@@ -3,8 +3,8 @@
 from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
-from uuid import uuid4
 from unittest.mock import Mock
+from uuid import uuid4
 
 import pytest
 from billiard.exceptions import WorkerLostError
