@@ -80,7 +80,7 @@ class Grouped:
         self.leave()
         orphans, self._claims = list(self._claims.values()), {}
         at.hand_back(orphans)  # their requests were dropped with the connection to the broker
-        self.at = at
+        self.at, self._lingering = at, False  # the timers of the loop that ended are gone
         completer.join(at.hub.call_soon)
         if settings().GROUP_SHORT_JOBS and lifecycle.database().vendor == "postgresql":
             statements = [lifecycle.completing_many(), lifecycle.claiming_many(_lease())]

@@ -95,7 +95,7 @@ class Line:
         while self._decided and monotonic() < until:
             self._decided -= 1
             self._run(self._calls.popleft())
-        if self._decided or self.waiting():
+        if self._decided:
             self._soon(GIVE_WAY)
 
     def _run(self, call: Call) -> None:
