@@ -161,13 +161,15 @@ def _body(task: Any, job: Job, says: Declaration, args: Any, kwargs: Any) -> Out
         try:
             result = task.execute(*args, **kwargs)
         except Replaced as handed_over:
+            signature = handed_over.signature
             with shielded():
-                successors.replace(job, handed_over.signature)
+                _holding(job, lambda: successors.replace(job, signature))
             return Recorded(handed_over)
         ending.enter_context(outage.bounded(lifecycle.database(), COMMIT_SILENCE))  # until after the commit
         with shielded():
             # The fence: an attempt that was overtaken rolls everything back that it wrote.
-            _complete(job, _encoded(result, job.task))
+            encoded = _encoded(result, job.task)
+            _holding(job, lambda: _complete(job, encoded))
     return Recorded(result)
 
 
@@ -234,7 +236,7 @@ def _record_error(job: Job, error: BaseException, says: Declaration, known: Fail
 def _recorded(job: Job, act: Callable[[], Any]) -> Any:
     """Do a guarded act; when it finds itself already done (a commit lost on its way back), accept that."""
     try:
-        return act()
+        return _holding(job, act)
     except MoveRefused:
         now = lifecycle.seen(job.pk)
         if now is None or now.token != job.token or now.state == State.RUNNING or now.attempt != job.attempt:
@@ -242,6 +244,16 @@ def _recorded(job: Job, act: Callable[[], Any]) -> Any:
         if now.finished and now.reason.startswith("forced"):
             raise
         return Decision(State(now.state), now.reason)
+
+
+def _holding(job: Job, act: Callable[[], Any]) -> Any:
+    """Do a guarded act; when the database has forgotten our claim, take it again first."""
+    try:
+        return act()
+    except MoveRefused:
+        if lifecycle.claim_again(job) is None:
+            raise
+        return act()
 
 
 def _failure(error: BaseException, job: Job, says: Declaration) -> tuple[Failure, dict[str, Any]]:

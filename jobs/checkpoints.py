@@ -148,7 +148,7 @@ class Checkpoints:
         kept = Checkpoint(job=self.job, name=name, kind=kind, value=value, attempt=self.job.attempt if self.job else 0)
         if self.job is None:
             return kept
-        if not lifecycle.hold(self.job):
+        if not lifecycle.hold(self.job) and lifecycle.claim_again(self.job) is None:
             raise LeaseLost("somebody else holds the job now")
         kept.written_at = _clock()
         changed = ["kind", "value", "attempt", "written_at"]

@@ -147,11 +147,12 @@ def _unless_locked(act: Callable[[], None]) -> bool:
 
 def _alone(completion: Completion) -> None:
     """Record one with what follows it, unless somebody else has decided about the job meanwhile."""
-    with _connection():
+    with _connection(), lifecycle.without_waiting_long():
         job = lifecycle.seen(completion.job_id)
+        if job is not None and job.attempt < completion.attempt:
+            job = lifecycle.claim_again(completion.claimed()) or job
         if job is not None and (job.state, job.token) == (State.RUNNING, completion.token):
-            with lifecycle.without_waiting_long():
-                _finish(job, completion.result)
+            _finish(job, completion.result)
         elif job is None or (job.state, job.token) != (State.COMPLETED, completion.token):
             logger.warning("Job %s: late: somebody else decided about it.", completion.job_id)
 

@@ -27,8 +27,10 @@ OFFICE = "conductor"
 SILENCE = 15.0  # seconds that the database may take for a chore at first; twice as long each time that it does not
 LONGEST_SILENCE = 300.0
 BUSY_PAUSE = 2.0  # seconds that a chore waits for whoever was in its way
-# After the database was away every lease has ended: runners that wait to record what they did come first.
+# After the database was away every lease has ended, and a crash may have made it forget claims: runners that wait to
+# record what they did come first.
 MERCY = 2 * outage.LONGEST_PAUSE
+MERCIFUL = ("rescue", "expire", "reconcile")
 
 
 def own_name() -> str:
@@ -90,7 +92,7 @@ class Conductor:
         self._database.failed(error)
         if not outage.busy(error):
             connections[lifecycle.alias()].close()
-            self._next["rescue"] = time.monotonic() + MERCY
+            self._next |= dict.fromkeys(MERCIFUL, time.monotonic() + MERCY)
             self._silence = min(self._silence * 2, LONGEST_SILENCE)
         return next(self._pauses)
 

@@ -42,10 +42,11 @@ class Settings:
     FAST_BROKER: bool = True
     SEND_IN_THREAD: bool = True
     GROUP_SHORT_JOBS: bool = True
+    DURABLE_CLAIMS: bool = False
     QUEUES: tuple[str, ...] = field(default=())
 
 
-SWITCHES = frozenset({"FAST_BROKER", "SEND_IN_THREAD", "GROUP_SHORT_JOBS"})
+SWITCHES = frozenset({"FAST_BROKER", "SEND_IN_THREAD", "GROUP_SHORT_JOBS", "DURABLE_CLAIMS"})
 
 
 def current() -> Settings:

@@ -96,7 +96,7 @@ def take(job: Job, result: str | None) -> bool:
         return False
     if job.token is None or task_success.receivers or _has_hooks(job.task):
         return False
-    _here.takes, _here.left = False, Completion(job.pk, job.attempt, job.token, result)
+    _here.takes, _here.left = False, Completion.of(job, result)
     return True
 
 

@@ -264,7 +264,7 @@ def _bounded() -> Iterator[None]:
 
 
 def _look(entries: list[Watched]) -> None:
-    """See who was cancelled or overtaken."""
+    """See who was cancelled or overtaken; a claim that the database has forgotten is taken again."""
     ids = [entry.job.pk for entry in entries]
     columns = ("state", "token", "cancel_requested_at", "cancel_reason")
     rows = {
@@ -273,7 +273,8 @@ def _look(entries: list[Watched]) -> None:
     for entry in entries:
         state, token, cancelled_at, reason = rows.get(entry.job.pk, (None, None, None, ""))
         if state != State.RUNNING or token != entry.job.token:
-            _interrupt(entry, LeaseLost("somebody else holds the job now"))
+            if lifecycle.claim_again(entry.job) is None:
+                _interrupt(entry, LeaseLost("somebody else holds the job now"))
         elif cancelled_at is not None:
             _interrupt(entry, JobCancelled(reason or "cancelled"))
 

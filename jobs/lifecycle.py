@@ -22,6 +22,7 @@ from django.utils import timezone
 from jobs import clock, insertion, outage, signals
 from jobs.clock import NOW as NOW
 from jobs.clock import Clock as Clock
+from jobs.conf import current
 from jobs.errors import MoveRefused
 from jobs.models import Attempt, Job
 from jobs.statements import Statement
@@ -50,6 +51,22 @@ class Completion:
     attempt: int
     token: UUID
     result: str | None
+    worker: str = ""
+    pid: int | None = None
+    started_at: datetime | None = None
+
+    @classmethod
+    def of(cls, job: Job, result: str | None) -> Completion:
+        """That the attempt which holds this job completed it."""
+        assert job.token is not None
+        return cls(job.pk, job.attempt, job.token, result, job.worker, job.pid, job.started_at)
+
+    def claimed(self) -> Job:
+        """The job as its attempt claimed it, as far as that is known."""
+        return Job(
+            id=self.job_id, state=State.RUNNING, attempt=self.attempt, token=self.token, worker=self.worker,
+            pid=self.pid, started_at=self.started_at,
+        )  # fmt: skip
 
 
 logger = logging.getLogger("jobs.lifecycle")
@@ -106,17 +123,34 @@ def inserted(jobs: Sequence[Job]) -> set[UUID]:
 
 
 def claim(job_id: UUID, *, token: UUID, worker: str, pid: int, lease: timedelta) -> Job | None:
-    """Start the next attempt of a reserved job, if nothing speaks against it: return the row as it now is."""
+    """Start the next attempt of a reserved job, if nothing speaks against it: return the row as it now is.
+
+    The commit of a first attempt does not wait for PostgreSQL's disk; see ``claim_again``.
+    """
     connection = database()
-    statement = _claiming(connection.vendor, lease)
+    statement = _claiming(connection.vendor, lease, _durably(connection))
     with connection.cursor() as cursor:
         statement.run(connection, cursor, [_id(token), worker, pid, _id(job_id)])
         row = cursor.fetchone()
     return None if row is None else as_job(row)
 
 
+def _durably(connection: BaseDatabaseWrapper) -> bool:
+    """Whether all claims wait for the disk: where somebody wants that, or where a transaction of others is around."""
+    # With one loss at most, a start that is forgotten would be one too many.
+    return current().DURABLE_CLAIMS or current().MAX_LOSSES < 2 or connection.in_atomic_block
+
+
+# Only the first start of a job may be forgotten, and only if a second one is allowed: what takes a whole machine down
+# is sent again, and counts from then on.
+_ASYNCHRONOUSLY = (
+    "AND set_config('synchronous_commit', CASE WHEN attempt = 0 AND sends <= 1 AND max_attempts > 1 THEN 'off' "
+    "ELSE current_setting('synchronous_commit') END, true) <> '' "
+)
+
+
 @lru_cache(maxsize=8)
-def _claiming(vendor: str, lease: timedelta) -> Statement:
+def _claiming(vendor: str, lease: timedelta, durably: bool) -> Statement:
     """For each database and length of a lease; the vendor is that of the jobs' database."""
     return Statement(
         "claim",
@@ -124,8 +158,31 @@ def _claiming(vendor: str, lease: timedelta) -> Statement:
         f"worker = %s, pid = %s, started_at = {_clock()}, lease_until = {_clock(lease)}, sends = 0 "
         f"WHERE id = %s AND state = '{State.RESERVED.value}' "
         f"AND (expires_at IS NULL OR expires_at > {_clock()}) AND {not_paused()} "
+        f"{'' if durably or vendor != 'postgresql' else _ASYNCHRONOUSLY}"
         f"RETURNING {', '.join(_quoted(field.column) for field in _slim())}",
     )
+
+
+def claim_again(job: Job) -> Job | None:
+    """Take a claim again that the database forgot as it crashed: return the row as it now is.
+
+    It is as it was before, or was moved back since by whoever took it for a job that nobody runs: by a pause, say. None
+    when somebody else has claimed it meanwhile, or it has ended: then the attempt has lost it.
+    """
+    changes = {
+        "state": State.RUNNING, "reason": "", "attempt": job.attempt, "token": job.token, "worker": job.worker,
+        "pid": job.pid, "started_at": job.started_at, "sends": 0,
+        "lease_until": Clock(timedelta(seconds=current().LEASE)),
+    }  # fmt: skip
+    guard, seen = _guard(job)  # the heartbeat may have done it just now
+    forgotten = "id = %s AND state IN (%s, %s) AND attempt = %s"
+    before = [_id(job.pk), State.RESERVED.value, State.PENDING.value, job.attempt - 1]
+    rows = _update(changes, f"({forgotten}) OR ({guard})", [*before, *seen], returning=True)
+    if not rows:
+        return None
+    logger.warning("Job %s: the database had forgotten that attempt %d holds it.", job.pk, job.attempt)
+    taken: Job = rows[0]
+    return taken
 
 
 @lru_cache(maxsize=8)
@@ -176,8 +233,7 @@ def complete(job: Job, result: str | None, **changes: Any) -> bool:
         changes |= {"state": State.COMPLETED, "reason": "", "finished_at": NOW, "result": result, **_NO_ERROR}
         guard, seen = _guard(job)
         return bool(_update(changes, f"{guard} AND NOT followed", seen))
-    assert job.token is not None
-    return _completed(Completion(job.pk, job.attempt, job.token, result))
+    return _completed(Completion.of(job, result))
 
 
 @lru_cache(maxsize=8)
