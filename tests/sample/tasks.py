@@ -329,12 +329,13 @@ def count_retries(self: Any) -> int:
 
 
 @task
-def patient(path: str) -> str:
+def patient(path: str, how: str = "fine") -> str:
     """Run until a file exists: a body whose end the test decides."""
     witness(f"start:{path}")
     while not Path(path).exists():
         time.sleep(0.02)
     witness(f"end:{path}")
+    _MENU[how]()
     return path
 
 
