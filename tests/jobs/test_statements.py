@@ -115,7 +115,7 @@ def test_a_session_that_never_keeps_a_statement_gets_it_as_text(session: None, m
         execute(*args)
 
     monkeypatch.setattr(statement, "_run_prepared", forgetful)
-    monkeypatch.setattr(statement, "_prepare", "SELECT 1")
+    monkeypatch.setattr(statement, "preparing", "SELECT 1")
     assert answer(statement, 7, 1) == 7
 
 
