@@ -65,9 +65,9 @@ class Completer:
         with self._lock:
             self._waiting.append(handed)
             self._changed.notify_all()
-        if self._thread is None or not self._thread.is_alive():
-            self._thread = threading.Thread(target=self._run, name="mainstay-completer", daemon=True)
-            self._thread.start()
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = threading.Thread(target=self._run, name="mainstay-completer", daemon=True)
+                self._thread.start()
 
     def go_on(self) -> None:
         """Go on with the messages whose jobs have been recorded: they are acknowledged now."""
@@ -82,15 +82,11 @@ class Completer:
     def _run(self) -> None:
         while True:
             batch = self._next()
-            locked: set[Completion] = set()
-            try:
-                locked = _record([handed.completion for handed in batch])
-            except Exception:
-                logger.exception("%d outcomes could not be recorded: their jobs run again.", len(batch))
+            locked = _record([handed.completion for handed in batch])
             self._recorded.extend(handed for handed in batch if handed.completion not in locked)
             with self._lock:
                 self._waiting.extend(handed for handed in batch if handed.completion in locked)
-                self._at_work = 0
+                self._at_work -= len(batch)
                 self._changed.notify_all()
             self.soon(self.go_on)
 
@@ -98,7 +94,7 @@ class Completer:
         with self._lock:
             self._changed.wait_for(lambda: self._waiting)
             batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), MOST))]
-            self._at_work = len(batch)
+            self._at_work += len(batch)
             return batch
 
 
@@ -115,7 +111,10 @@ def settle(handed: Handed) -> None:
 
 
 def _record(completions: Sequence[Completion]) -> set[Completion]:
-    """Record them together, then one by one where that cannot be; return those whose rows somebody keeps locked."""
+    """Record them together, then one by one where that cannot be; return those whose rows somebody keeps locked.
+
+    One that cannot be recorded at all costs the others nothing: its own job runs again.
+    """
     left, locked = list(completions), set[Completion]()
 
     def together() -> None:
@@ -123,10 +122,16 @@ def _record(completions: Sequence[Completion]) -> set[Completion]:
             recorded = lifecycle.complete_many(left)
         left[:] = [one for one in left if one.job_id not in recorded]
 
-    _unless_locked(together)
+    try:
+        _unless_locked(together)
+    except Exception:
+        logger.warning("%d outcomes are recorded one by one: together they cannot be.", len(left), exc_info=True)
     for completion in left:
-        if not _unless_locked(partial(_alone, completion)):
-            locked.add(completion)
+        try:
+            if not _unless_locked(partial(_alone, completion)):
+                locked.add(completion)
+        except Exception:
+            logger.exception("Job %s: its outcome could not be recorded; it runs again.", completion.job_id)
     return locked
 
 
