@@ -189,15 +189,23 @@ def claim_again(job: Job) -> Job | None:
 def claiming_many(lease: timedelta) -> Statement:
     """Start the first attempt of reserved jobs that were never lost, and answer with their rows (PostgreSQL).
 
-    The parameters are the worker's name, a process id, a list of the jobs' ids and one of tokens.
+    The parameters are the worker's name, a process id, a list of the jobs' ids and one of tokens. Left out are rows
+    that somebody has locked, and jobs that are allowed one attempt: one that a worker's death takes from it before it
+    began could not begin any more.
     """
+    # A query of its own with FOR UPDATE runs once, whatever the plan; it locks in order and waits for nobody.
+    chosen = (
+        f"WITH free AS MATERIALIZED (SELECT {_table()}.id, given.token "
+        f"FROM unnest(%s::uuid[], %s::uuid[]) AS given(id, token) JOIN {_table()} ON {_table()}.id = given.id "
+        f"WHERE state = '{State.RESERVED.value}' AND attempt = 0 AND losses = 0 AND max_attempts > 1 "
+        f"AND cancel_requested_at IS NULL AND (expires_at IS NULL OR expires_at > {_clock()}) AND {not_paused()} "
+        f"ORDER BY {_table()}.id FOR NO KEY UPDATE OF {_table()} SKIP LOCKED) SELECT id, token FROM free"
+    )
     return Statement(
         "claim_many",
         f"UPDATE {_table()} SET state = '{State.RUNNING.value}', reason = '', attempt = attempt + 1, worker = %s, "
-        f"pid = %s, token = given.token, started_at = {_clock()}, lease_until = {_clock(lease)}, sends = 0 "
-        f"FROM unnest(%s::uuid[], %s::uuid[]) AS given(id, token) "
-        f"WHERE {_table()}.id = given.id AND state = '{State.RESERVED.value}' AND attempt = 0 AND losses = 0 "
-        f"AND cancel_requested_at IS NULL AND (expires_at IS NULL OR expires_at > {_clock()}) AND {not_paused()} "
+        f"pid = %s, token = chosen.token, started_at = {_clock()}, lease_until = {_clock(lease)}, sends = 0 "
+        f"FROM ({chosen}) AS chosen WHERE {_table()}.id = chosen.id "
         f"RETURNING {', '.join(f'{_table()}.{_quoted(field.column)}' for field in _slim())}",
     )
 
@@ -264,7 +272,8 @@ def complete_many(completions: Sequence[Completion]) -> set[UUID]:
 
 
 def completions_given(completions: Sequence[Completion]) -> list[Any]:
-    """The parameters of ``completing_many``."""
+    """The parameters of ``completing_many``, in the order in which their rows are to be locked."""
+    completions = sorted(completions, key=lambda one: one.job_id)
     return [
         [one.job_id for one in completions], [one.attempt for one in completions],
         [one.token for one in completions], [one.result for one in completions],
