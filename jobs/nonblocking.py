@@ -7,6 +7,7 @@ made anew in a thread, because to connect may take long.
 from __future__ import annotations
 
 import logging
+import math
 import select
 import threading
 import time
@@ -43,7 +44,9 @@ class Nonblocking:
         self._asked_at = 0.0
         self._rows: list[Rows] = []
         self._failed = False
+        self._unsent = False
         self._connecting = False
+        self._closed = False
         self._next_try = 0.0
 
     @property
@@ -55,6 +58,8 @@ class Nonblocking:
 
     def look(self) -> None:
         """Called now and then in the loop: give up a silent connection, and try again to have one."""
+        if self._closed:
+            return
         now = time.monotonic()
         if self._answered is not None and now - self._asked_at > SILENCE:
             self._break("the database has not answered")
@@ -81,8 +86,14 @@ class Nonblocking:
         self._hub.call_soon(self._connected, wrapper)
 
     def _connected(self, wrapper: Any) -> None:
-        self._connecting, self._wrapper = False, wrapper
-        if wrapper is not None:
+        self._connecting = False
+        if wrapper is None:
+            return
+        if self._closed:
+            with suppress(Exception):
+                wrapper.close()
+        else:
+            self._wrapper, self._unsent = wrapper, False
             self._socket = self._pgconn.socket
             self._hub.add_reader(self._socket, self._on_readable)
             self._ready()
@@ -104,12 +115,22 @@ class Nonblocking:
             self._break(str(error))
 
     def _flush(self) -> None:
-        if self._pgconn.flush():
+        """Send what the socket takes, and watch for when it takes the rest, or else for the answer."""
+        unsent = bool(self._pgconn.flush())
+        if unsent == self._unsent:
+            return
+        self._unsent = unsent
+        # The loop's epoll takes a descriptor once: one that is watched already is not watched for more.
+        self._hub.remove(self._socket)
+        if unsent:
             self._hub.add_writer(self._socket, self._on_writable)
+        else:
+            self._hub.add_reader(self._socket, self._on_readable)
 
     def _on_writable(self) -> None:
+        self._asked_at = time.monotonic()  # who takes something is not silent
         try:
-            self._hub.remove_writer(self._socket)
+            self._pgconn.consume_input()
             self._flush()
         except Exception as error:
             self._break(str(error))
@@ -140,32 +161,61 @@ class Nonblocking:
 
     def _tell(self) -> None:
         """All answers are there. A statement that failed has undone the others of its transaction."""
-        answered, self._answered = self._answered, None
         if self._failed:
-            self._answered = answered
             self._break("a statement failed")
-        elif answered is not None:
+        else:
             self._pause = PAUSE
-            answered(self._rows)
+            self._answer(self._rows)
 
     def _break(self, why: str) -> None:
         """Throw the connection away; who asked does not know what became of it."""
         logger.debug("The event loop's connection is given up: %s", why)
         wrapper, self._wrapper = self._wrapper, None
-        answered, self._answered = self._answered, None
         if wrapper is not None:
             with suppress(Exception):
                 self._hub.remove(self._socket)
             with suppress(Exception):
                 wrapper.close()
-        if answered is not None:
-            answered(None)
+        self._answer(None)
+
+    def _answer(self, rows: list[Rows] | None) -> None:
+        answered, self._answered = self._answered, None
+        if answered is None:
+            return
+        try:
+            answered(rows)
+        except Exception:
+            logger.exception("The event loop could not go on with what the database answered.")
+
+    # --- Without the loop ---
+
+    def wait(self, seconds: float) -> bool:
+        """Wait so long at most for the answer to what was asked, without the loop; whether it is there.
+
+        That nobody knows what became of it is an answer too.
+        """
+        asked, until = self._answered, time.monotonic() + seconds
+        while self._answered is not None and self._answered is asked:
+            left = until - time.monotonic()
+            if left <= 0:
+                return False
+            try:
+                self._await(left)
+            except Exception as error:
+                self._break(str(error))
+        return True
+
+    def _await(self, seconds: float) -> None:
+        """Wait until the socket can be read, or takes what is not sent yet, and do so."""
+        poll = select.poll()  # select() takes no descriptor above 1023
+        poll.register(self._socket, select.POLLIN | (select.POLLOUT if self._unsent else 0))
+        if poll.poll(math.ceil(seconds * 1000)):
+            self._on_writable() if self._unsent else self._on_readable()
 
     def close(self) -> None:
         """Give the connection back, once what was asked is answered: the loop that would hear of it has ended."""
-        until = time.monotonic() + LAST_ANSWER
-        while self._answered is not None and (left := until - time.monotonic()) > 0:
-            readable, _, _ = select.select([self._socket], [], [], left)
-            if readable:
-                self._on_readable()
-        self._break("closed")
+        self._closed = True
+        try:
+            self.wait(LAST_ANSWER)
+        finally:
+            self._break("closed")

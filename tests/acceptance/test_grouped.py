@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -328,3 +329,24 @@ def test_a_worker_that_loses_its_broker_goes_on(
     wait_until(all_completed, timeout=60)
     assert set(witness.lines) == set(lines())
     assert set(Job.objects.values_list("losses", flat=True)) == {0}
+
+
+# --- What is big, locked or not to be tried twice ---------------------------------------------------------------------
+
+
+def test_big_results_are_recorded_as_they_come(any_worker: Spawn, env: dict[str, str], wait_until: WaitUntil) -> None:
+    bulk(note, [{"line": f"{number} {'x' * 60_000}"} for number in range(400)])
+    any_worker(env={"TEST_JOBS": env["TEST_JOBS"]})
+    wait_until(partial(all_completed, 400), timeout=20)
+    ends = sorted(Job.objects.values_list("finished_at", flat=True))
+    assert max(later - former for former, later in pairwise(ends)).total_seconds() < 3
+
+
+def test_a_job_that_is_allowed_one_attempt_is_not_claimed_ahead(
+    worker: Spawn, env: dict[str, str], wait_until: WaitUntil
+) -> None:
+    enqueue()
+    Job.objects.all().update(max_attempts=1)
+    one = worker(env=env)
+    wait_until(all_completed, timeout=30)
+    assert not ahead(one).exists()
