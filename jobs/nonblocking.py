@@ -134,6 +134,10 @@ class Nonblocking:
             self._flush()
         except Exception as error:
             self._break(str(error))
+            return
+        if not self._unsent:
+            # To consume also sends: the answer may have been read already, and then the socket never says so.
+            self._on_readable()
 
     def _on_readable(self) -> None:
         try:

@@ -109,6 +109,19 @@ def test_small_and_big_questions_follow_each_other(hub: Hub, line: Nonblocking, 
     assert answers == [[[(size,)]] for size in sizes]
 
 
+def test_an_answer_that_was_read_as_the_question_was_sent_is_told(
+    hub: Hub, line: Nonblocking, answers: list[Any], wait_until: WaitUntil
+) -> None:
+    line.ask([(LENGTH, ["x" * BIG])], answers.append)
+
+    def read() -> bool:
+        line._pgconn.consume_input()
+        return not line._pgconn.is_busy()
+
+    wait_until(read, every=0.001)
+    assert turn(hub, lambda: answers, seconds=2)
+
+
 def test_the_loop_rests_while_it_waits_for_an_answer(hub: Hub, line: Nonblocking, answers: list[Any]) -> None:
     line.ask([(LENGTH, ["x" * BIG]), (SLEEP, [0.5])], answers.append)
     rounds: list[int] = []
