@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -31,8 +31,9 @@ logger = logging.getLogger("jobs.worker")
 
 LINGER = 0.004  # seconds that a completion waits for those of the jobs that still run
 MOST = 200  # of each in one statement
+LARGE = 1_000_000  # characters of results in one statement, and those of one job
 LOOK_EVERY = 0.25  # seconds
-KEEP = 60.0  # seconds after which a claim is forgotten whose request never came to its turn
+LATER = 3.0  # seconds until a claim is looked for again of which nobody knew whether it was made
 
 
 class Waiting(Protocol):
@@ -67,19 +68,19 @@ class Grouped:
     def __init__(self) -> None:
         self.at: Workplace | None = None
         self._line: Nonblocking | None = None
+        self._lock = threading.RLock()  # the loop has it, but for a moment in which a thread takes what is left
         self._completed: deque[Handed] = deque()
         self._flying: list[Handed] = []
         self._asking = False
         self._claims: dict[str, Claimed] = {}
         self._given: dict[str, Claimed] = {}  # to children that have not answered
         self._abandoned: set[UUID] = set()  # the tokens of claims whose requests were given back before the answer
+        self._answered: set[str] = set()  # the requests whose outcomes are not recorded yet
         self._lingering = False
 
     def join(self, at: Workplace) -> None:
         """Work in this event loop from now on."""
         self.leave()
-        orphans, self._claims = list(self._claims.values()), {}
-        at.hand_back(orphans)  # their requests were dropped with the connection to the broker
         self.at, self._lingering = at, False  # the timers of the loop that ended are gone
         completer.join(at.hub.call_soon)
         if settings().GROUP_SHORT_JOBS and lifecycle.database().vendor == "postgresql":
@@ -89,16 +90,21 @@ class Grouped:
             at.hub.call_repeatedly(LOOK_EVERY, self._look)
 
     def leave(self) -> None:
-        """The loop runs no longer: what is on its way is recorded by the thread."""
+        """The loop runs no longer: what is on its way is recorded by the thread, and what is claimed is for others."""
         line, self._line = self._line, None
         if line is not None:
             line.close()
         self.record_apart()
+        with self._lock:
+            claims, self._claims = list(self._claims.values()), {}
+        if claims and self.at is not None:
+            self.at.hand_back(claims)
+            self._hand_back_later([claim for claim in claims if claim.row is None])
 
     def _look(self) -> None:
         if self._line is not None:
             self._line.look()
-            self._forget_old()
+            self._hand_back_old()
 
     # --- What Celery's pool does ---
 
@@ -134,18 +140,28 @@ class Grouped:
         if completion is None:
             callback(answer)
             return
-        handed = Handed(completion, partial(callback, tuple(answer)))
+        self._answered.add(request_id)
+        handed = Handed(completion, partial(self._recorded, request_id, partial(callback, tuple(answer))))
         if self._line is None:
             completer.record(handed)
         else:
             self._completed.append(handed)
             self._turn()
 
+    def _recorded(self, request_id: str, then: Callable[[], Any]) -> None:
+        self._answered.discard(request_id)
+        then()
+
+    def has_answered(self, request_id: str) -> bool:
+        """Whether the child of this request has answered, and may be at its next job by now."""
+        return request_id in self._answered
+
     def given_back(self, requests: Iterable[Any]) -> list[Claimed]:
         """The claims of requests that will not be begun here."""
-        popped = [self._claims.pop(request.id, None) for request in requests]
-        claims = [claim for claim in popped if claim is not None]
-        self._abandoned.update(claim.token for claim in claims if claim.row is None and self._asking)
+        with self._lock:
+            popped = [self._claims.pop(request.id, None) for request in requests]
+            claims = [claim for claim in popped if claim is not None]
+            self._abandoned.update(claim.token for claim in claims if claim.row is None and self._asking)
         return claims
 
     def record_apart(self) -> None:
@@ -158,6 +174,7 @@ class Grouped:
         until = monotonic() + seconds
         while self._flying and monotonic() < until:
             sleep(0.01)
+            self.record_apart()
         return completer.finish(max(until - monotonic(), 0.0)) and not self._flying
 
     # --- A turn ---
@@ -192,11 +209,16 @@ class Grouped:
         return self._takes
 
     def _ask(self) -> None:
+        with self._lock:
+            if not self._asking:
+                self._ask_now()
+
+    def _ask_now(self) -> None:
         assert self._line is not None
         assert self.at is not None
         next_ones = list(self.at.waiting())[: min(self.at.pace.ahead(self.at.slots()), MOST)]
         claims = self._claimable(next_ones)
-        flying = [self._completed.popleft() for _ in range(min(len(self._completed), MOST))]
+        flying = self._take_completed()
         self._claims |= claims
         questions: list[Any] = []
         if flying:
@@ -210,9 +232,19 @@ class Grouped:
         self._flying, self._asking = flying, True
         self._line.ask(questions, partial(self._told, claims, len(next_ones)))
 
+    def _take_completed(self) -> list[Handed]:
+        taken: list[Handed] = []
+        size = 0
+        while self._completed and len(taken) < MOST and size < LARGE:
+            taken.append(self._completed.popleft())
+            size += len(taken[-1].completion.result or "")
+        return taken
+
     def _claimable(self, waiting: Iterable[Waiting]) -> dict[str, Claimed]:
         """Those of these requests that may be claimed, each with a token for its claim."""
         found: dict[str, Claimed] = {}
+        if settings().MAX_LOSSES < 2:
+            return found  # who is lost with the worker before it began would be lost once too often
         for request in waiting:
             job_id = job_of(request)
             if job_id is not None and request.id not in self._claims:
@@ -225,41 +257,52 @@ class Grouped:
 
     def _told(self, claims: dict[str, Claimed], decided: int, answers: list[Rows] | None) -> None:
         assert self.at is not None
-        flying, self._flying, self._asking = self._flying, [], False
+        with self._lock:
+            flying, self._flying, self._asking = self._flying, [], False
+            abandoned, self._abandoned = self._abandoned, set()
+        given_up = [claim for claim in claims.values() if claim.token in abandoned]
         if answers is None:
             self._leave_to_thread(deque(flying))
-            self.at.decide(decided)
-            return
-        recorded = {row[0] for row in answers[0]} if flying else set()
-        self._leave_to_thread(deque(one for one in flying if one.completion.job_id not in recorded))
-        self._take_claims(claims, answers[-1] if claims else [])
+            self._hand_back_later(given_up)
+        else:
+            recorded = {row[0] for row in answers[0]} if flying else set()
+            self._leave_to_thread(deque(one for one in flying if one.completion.job_id not in recorded))
+            self._take_claims(claims, answers[-1] if claims else [])
+            self.at.hand_back(given_up)
+            for one in flying:
+                if one.completion.job_id in recorded:
+                    completer.settle(one)
         self.at.decide(decided)
-        for one in flying:
-            if one.completion.job_id in recorded:
-                completer.settle(one)
         self._turn()
 
     def _take_claims(self, claims: dict[str, Claimed], rows: Rows) -> None:
         """Keep what was claimed for its turn; what was not is for the child to try."""
         by_job = {lifecycle.id_in(row): row for row in rows}
-        too_late = [claim for claim in claims.values() if claim.token in self._abandoned and claim.job_id in by_job]
-        self._abandoned.clear()
-        for request_id in claims.keys() & self._claims.keys():
-            claim = self._claims.pop(request_id)
-            if claim.job_id in by_job:
-                self._claims[request_id] = claim.having(by_job[claim.job_id])
-        if too_late and self.at is not None:
-            self.at.hand_back(too_late)
+        with self._lock:
+            for request_id, claim in claims.items():
+                if self._claims.pop(request_id, None) is claim and claim.job_id in by_job:
+                    self._claims[request_id] = claim.having(by_job[claim.job_id])
 
     def _leave_to_thread(self, handed: deque[Handed]) -> None:
-        with suppress(IndexError):
-            while True:
+        with self._lock:
+            while handed:
                 completer.record(handed.popleft())
 
-    def _forget_old(self) -> None:
-        old = heartbeat.clock() - KEEP
-        for request_id in [key for key, claim in self._claims.items() if claim.asked < old]:
-            del self._claims[request_id]
+    def _hand_back_old(self) -> None:
+        """Whatever keeps a request from its turn, its lease must not end: nobody renews it."""
+        old = heartbeat.clock() - settings().LEASE / 3
+        with self._lock:
+            waited = [key for key, claim in self._claims.items() if claim.asked < old]
+            claims = [self._claims.pop(key) for key in waited]
+        if claims and self.at is not None:
+            self.at.hand_back(claims)
+
+    def _hand_back_later(self, claims: Sequence[Claimed]) -> None:
+        """Hand back what may be claimed only now: the statement was on its way when its connection broke."""
+        if claims and self.at is not None:
+            timer = threading.Timer(LATER, self.at.hand_back, [claims])
+            timer.daemon = True
+            timer.start()
 
 
 def _lease() -> timedelta:
@@ -279,7 +322,7 @@ _grouped = Grouped()
 join, leave, begun, answered = _grouped.join, _grouped.leave, _grouped.begun, _grouped.answered
 given_back, finish, claim_next = _grouped.given_back, _grouped.finish, _grouped.claim_next
 record_apart, dropped = _grouped.record_apart, _grouped.dropped
-lost = _grouped.lost
+lost, has_answered = _grouped.lost, _grouped.has_answered
 
 
 def end() -> None:

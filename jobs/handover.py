@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from time import monotonic
 from typing import Any
 from uuid import UUID
 
@@ -18,6 +19,8 @@ from celery.signals import task_success
 from jobs import lifecycle, publisher, signals
 from jobs.lifecycle import Completion
 from jobs.models import Job
+
+SHORT = 0.1  # seconds that a job may take whose outcome is left to the main process
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,7 @@ class _Here:
 
     def __init__(self) -> None:
         self.takes = False
+        self.until = 0.0
         self.claimed: Claimed | None = None
         self.left: Completion | None = None
 
@@ -66,6 +70,7 @@ class Inward:
 def traced(told: Inward, trace: Callable[..., Any], *args: Any) -> Any:
     """Run a task in a child: with its claim, if it has one, and handing over what it leaves to record."""
     _here.takes, _here.claimed, _here.left = told.takes, told.claimed, None
+    _here.until = monotonic() + SHORT
     try:
         answer = trace(*args)
     finally:
@@ -90,9 +95,15 @@ def claimed(job_id: UUID) -> Claimed | None:
 def take(job: Job, result: str | None) -> bool:
     """Leave a completion to the main process; False where it has to be recorded here.
 
-    So it has where somebody is told of it before Celery answers: by a hook of the task, or by a signal.
+    So it has where somebody is told of it before Celery answers: by a hook of the task, or by a signal. So it has after
+    a body that took long: the main process may have lost its broker meanwhile, and hear of nothing until it is back.
     """
-    if not _here.takes or lifecycle.database().in_atomic_block or signals.lifecycle.has_listeners(Job):
+    if (
+        not _here.takes
+        or monotonic() > _here.until
+        or lifecycle.database().in_atomic_block
+        or signals.lifecycle.has_listeners(Job)
+    ):
         return False
     if job.token is None or task_success.receivers or _has_hooks(job.task):
         return False

@@ -6,6 +6,7 @@ eventlet's is refused: psycopg 3 does not give way to it, and Celery and eventle
 from __future__ import annotations
 
 import functools
+from time import monotonic
 from typing import Any
 
 from celery.exceptions import WorkerShutdown, WorkerTerminate
@@ -29,6 +30,7 @@ SQLITE = (
 )
 
 AT_MOST = 0.001  # seconds
+ANSWERS = 2 * handover.SHORT  # seconds
 SPARE = 10  # connections to Redis for what is no body
 
 
@@ -105,9 +107,19 @@ def _flush(pool: Any, flush: Any) -> None:
     """
     unbegun = [result for result in tuple(pool._cache.values()) if not result._accepted]
     for result in unbegun:
-        result._accepted = result._scheduled_for is not None
+        result._accepted = result._scheduled_for is not None and result not in pool.outbound_buffer
     flush()
+    _hear_answers(pool)
     grouped.dropped(result.correlation_id for result in unbegun if not result._accepted)
+    grouped.leave()
+
+
+def _hear_answers(pool: Any) -> None:
+    """Read what short bodies answer before the loop stands still: until it runs again, nobody would record it."""
+    until = monotonic() + ANSWERS
+    while pool._cache and monotonic() < until:
+        for process in list(pool._pool):
+            pool.process_flush_queues(process)
 
 
 def _of_greenlets(pool: Any, app: Any) -> Any:

@@ -234,12 +234,12 @@ def give_back_surplus(consumer: Any, pace: Pace) -> None:
     hand_back_claims(grouped.given_back(unbegun))
     held = getattr(getattr(consumer.task_consumer.channel, "qos", None), "held", 0)
     surplus = unbegun[max(len(unbegun) - (held - allowed), 0) :] if 0 < allowed < held else []
-    back = list(takewhile(partial(_went_back, consumer.controller.semaphore), reversed(surplus)))
+    back = list(takewhile(partial(_went_back, consumer), reversed(surplus)))
     if back:
         logger.info("%d messages were given back: the jobs before them take long.", len(back))
 
 
-def _went_back(semaphore: Any, request: Any) -> bool:
+def _went_back(consumer: Any, request: Any) -> bool:
     """Whether the broker took a message back; else it keeps its place here, and is tried again later."""
     try:
         request.message.requeue()
@@ -248,14 +248,21 @@ def _went_back(semaphore: Any, request: Any) -> bool:
         return False
     request.acknowledged = True
     worker_state.task_ready(request)
-    semaphore._waiting.remove(next(entry for entry in semaphore._waiting if entry[1][:1] == (request,)))
+    semaphore = getattr(consumer.controller, "semaphore", None)
+    if semaphore is None:
+        solo.LINE.remove(request.id)
+    else:
+        semaphore._waiting.remove(next(entry for entry in semaphore._waiting if entry[1][:1] == (request,)))
     return True
 
 
 def waiting(consumer: Any) -> list[Any]:
-    """The requests that wait for a child of the pool."""
+    """The requests that wait for a child of the pool, or for the one thread of a solo worker."""
     semaphore = getattr(consumer.controller, "semaphore", None)
-    return [] if semaphore is None else [args[0] for _, args, _ in semaphore._waiting if args]
+    if semaphore is not None:
+        return [args[0] for _, args, _ in semaphore._waiting if args]
+    received = {request.id: request for request in copied(worker_state.reserved_requests)}
+    return [received[one] for one in solo.LINE.ids() if one in received]
 
 
 def let_others(calls: Sequence[grouped.Waiting]) -> None:
@@ -271,10 +278,11 @@ def let_others(calls: Sequence[grouped.Waiting]) -> None:
 def hand_back_claims(claims: Sequence[Claimed]) -> None:
     """These jobs were claimed, and will not be begun here: hand them back."""
     if claims:
-        gate.in_background(_unclaim, claims)
+        gate.in_background(unclaim, claims)
 
 
-def _unclaim(claims: Sequence[Claimed]) -> None:
+def unclaim(claims: Sequence[Claimed]) -> None:
+    """Hand these jobs back, those that were claimed."""
     for claim in claims:
         job = lifecycle.seen(claim.job_id)
         if job is not None and job.state == State.RUNNING and job.token == claim.token:

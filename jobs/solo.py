@@ -74,6 +74,16 @@ class Line:
         self._decided = min(self._decided + count, len(self._calls))
         self._soon()
 
+    def ids(self) -> list[str]:
+        """The requests that wait, in order."""
+        return [call.id for call in self._calls]
+
+    def remove(self, request_id: str) -> None:
+        """This one was given back."""
+        place = self.ids().index(request_id)
+        del self._calls[place]
+        self._decided -= place < self._decided
+
     def clear(self) -> None:
         """What waits was given back."""
         self._calls.clear()
@@ -92,11 +102,13 @@ class Line:
         if not grouped.claim_next():
             self._decided = len(self._calls)
         until = monotonic() + SLICE
-        while self._decided and monotonic() < until:
-            self._decided -= 1
-            self._run(self._calls.popleft())
-        if self._decided:
-            self._soon(GIVE_WAY)
+        try:
+            while self._decided and monotonic() < until:
+                self._decided -= 1
+                self._run(self._calls.popleft())
+        finally:
+            if self._decided:
+                self._soon(GIVE_WAY)
 
     def _run(self, call: Call) -> None:
         self._began = monotonic()
@@ -140,6 +152,7 @@ def taught(pool: Any) -> Any:
         def flush(self) -> None:
             """The connection was lost, and with it the messages."""
             LINE.clear()
+            grouped.leave()
 
         def on_stop(self) -> None:
             super().on_stop()

@@ -63,7 +63,20 @@ class Request(CeleryRequest):
     def _announce_revoked(self, reason: str, terminated: bool, signum: Any, expired: bool) -> None:
         """Celery's revoke, from Flower or by remote control, is made durable: it cancels the job."""
         super()._announce_revoked(reason, terminated, signum, expired)  # type: ignore[misc]
+        claims = grouped.given_back([self])
+        if claims:
+            gate.in_background(shutdown.unclaim, claims)  # the job does not run: it need not wait for its runner
         gate.in_background(rescue.revoked, as_uuid(self.id), reason)
+
+    def terminate(self, pool: Any, signal: Any = None) -> None:
+        """End the child, unless it has answered: it may be at another job by now."""
+        if not grouped.has_answered(self.id):
+            super().terminate(pool, signal)
+
+    def cancel(self, pool: Any, signal: Any = None, emit_retry: bool = True) -> None:
+        """The same, where the connection to the broker was lost."""
+        if not grouped.has_answered(self.id):
+            super().cancel(pool, signal, emit_retry)
 
 
 def _check_times(request: Request) -> None:
