@@ -279,6 +279,38 @@ def test_a_job_that_is_cancelled_while_it_waits_in_the_worker_does_not_complete(
     assert not DeadLetter.objects.exists()
 
 
+def test_a_broker_that_is_away_for_longer_than_a_lease_makes_no_body_run_twice(
+    any_worker: Spawn,
+    conductor: Spawn,
+    broker: RedisServer,
+    env: dict[str, str],
+    witness: Witness,
+    wait_until: WaitUntil,
+) -> None:
+    enqueue()
+    conductor(env=env)
+    wait_until(Leader.objects.exists)
+    any_worker(env=env)
+    wait_until(lambda: len(witness.lines) > 100, timeout=30, every=0.005)
+    broker.stop()
+    time.sleep(QUICK["LEASE"] + 2)
+    broker.start()
+    wait_until(all_completed, timeout=60)
+    assert Counter(witness.lines) == Counter(lines())
+    assert set(Job.objects.values_list("losses", flat=True)) == {0}
+
+
+def test_jobs_that_take_longer_than_those_before_them_keep_their_leases(
+    any_worker: Spawn, conductor: Spawn, env: dict[str, str], wait_until: WaitUntil
+) -> None:
+    enqueue()
+    bulk(nap, [{"seconds": 0.9, "name": f"{number}"} for number in range(12)])
+    conductor(env=env)
+    any_worker(env=env, concurrency=1)
+    wait_until(lambda: all_completed(MANY + 12), timeout=60)
+    assert set(Job.objects.values_list("losses", flat=True)) == {0}
+
+
 # --- A solo worker ----------------------------------------------------------------------------------------------------
 
 
