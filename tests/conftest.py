@@ -72,6 +72,16 @@ def sent_by_the_caller() -> None:
     sender.in_caller()
 
 
+@pytest.fixture(autouse=True)
+def unpaused() -> Iterator[None]:
+    """No test inherits the pause that another one's broken broker made the publisher take."""
+    yield
+    from jobs import publisher
+
+    if publisher._in_use is not None:
+        publisher._in_use._paused_until = 0.0
+
+
 # --- Servers ----------------------------------------------------------------------------------------
 
 

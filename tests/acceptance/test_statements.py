@@ -1,5 +1,6 @@
 """What a worker asks of the database for each job, by the database server's own log."""
 
+import json
 import os
 import re
 from collections import Counter
@@ -69,8 +70,8 @@ def since(logged: Callable[[], Log]) -> Log:
 
 @pytest.fixture(params=["prefork", "threads", "solo"])
 def warm(request: pytest.FixtureRequest, since: Log, worker: Callable[..., Child], settled: Settled) -> Child:
-    """A worker each of whose slots has run jobs."""
-    child = worker(pool=request.param, concurrency=2)
+    """A worker each of whose slots has run jobs, and claims and completes them one by one."""
+    child = worker(pool=request.param, concurrency=2, env={"TEST_JOBS": json.dumps({"GROUP_SHORT_JOBS": False})})
     run(settled, 30)
     return child
 
@@ -92,6 +93,17 @@ def test_a_job_costs_its_worker_two_statements(warm: Child, logged: Callable[[],
     log = logged()
     run(settled, JOBS)
     assert verbs(log.of_attempts()) == {"EXECUTE claim": JOBS, "EXECUTE complete": JOBS}
+
+
+@pytest.mark.parametrize("pool", ["prefork", "solo"])
+def test_jobs_in_groups_cost_less_than_a_statement_each(
+    pool: str, worker: Callable[..., Child], logged: Callable[[], Log], settled: Settled
+) -> None:
+    worker(pool=pool, concurrency=2)
+    run(settled, 30)
+    log = logged()
+    run(settled, 5 * JOBS)
+    assert verbs(log.of_attempts()).total() < 5 * JOBS
 
 
 def test_a_connection_is_kept_from_job_to_job(warm: Child, since: Log, settled: Settled) -> None:
