@@ -37,6 +37,7 @@ _database = outage.Outage(logger, "Attempts wait for it.")
 
 
 HANDED_BACK = "handed back at shutdown"
+UNBEGUN = "handed back before it began"
 
 
 class JobFailed(Exception):
@@ -304,10 +305,10 @@ def by_sigterm(error: BaseException) -> bool:
     return isinstance(error, SystemExit) and error.code == signal.SIGTERM - 256
 
 
-def hand_back(job: Job) -> bool:
+def hand_back(job: Job, why: str = HANDED_BACK) -> bool:
     """The worker stops under a running job's feet: give it back at once, its attempt not consumed."""
     try:
-        conclusion.conclude(job, Failure(Kind.HANDED_BACK, HANDED_BACK), Report())
+        conclusion.conclude(job, Failure(Kind.HANDED_BACK, why), Report())
     except (MoveRefused, Error):
         return False  # it is over, or its lease ends by itself
     return True

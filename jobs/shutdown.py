@@ -272,7 +272,7 @@ def let_others(calls: Sequence[grouped.Waiting]) -> None:
     claimed = {claim.job_id for claim in claims}
     rest = [str(job) for job in map(grouped.job_of, calls) if job is not None and job not in claimed]
     if rest:
-        gate.in_background(send_afresh, rest)
+        gate.in_background(send_afresh, rest, attempt.UNBEGUN)
 
 
 def hand_back_claims(claims: Sequence[Claimed]) -> None:
@@ -286,7 +286,7 @@ def unclaim(claims: Sequence[Claimed]) -> None:
     for claim in claims:
         job = lifecycle.seen(claim.job_id)
         if job is not None and job.state == State.RUNNING and job.token == claim.token:
-            attempt.hand_back(job)
+            attempt.hand_back(job, attempt.UNBEGUN)
 
 
 def _held(consumer: Any) -> list[Any]:
@@ -318,13 +318,11 @@ def _returned(request: Any) -> bool:
     return True
 
 
-def send_afresh(job_ids: Iterable[str]) -> None:
+def send_afresh(job_ids: Iterable[str], why: str = attempt.HANDED_BACK) -> None:
     """Make jobs due whose messages could not be given back to the broker."""
     ids = [lifecycle.prepared("id", job_id) for job_id in job_ids]
     marks = ", ".join(["%s"] * len(ids))
-    lifecycle.move_all(
-        [State.RESERVED], State.PENDING, f"id IN ({marks})", ids, attempt.HANDED_BACK, due_at=lifecycle.NOW
-    )
+    lifecycle.move_all([State.RESERVED], State.PENDING, f"id IN ({marks})", ids, why, due_at=lifecycle.NOW)
 
 
 def hand_back(worker: str, pids: Iterable[int], job_id: str = "") -> int:

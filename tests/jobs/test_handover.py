@@ -10,7 +10,7 @@ import pytest
 from celery.exceptions import Ignore
 from django.utils import timezone
 
-from jobs import attempt, handover, heartbeat, lifecycle
+from jobs import attempt, handover, heartbeat, lifecycle, shutdown
 from jobs.conf import current as settings
 from jobs.handover import Claimed, Inward
 from jobs.models import Job
@@ -83,3 +83,17 @@ def test_the_claim_of_another_job_is_none(held: Job, sent: list[str]) -> None:
     job, _ = handover.traced(Inward(claim, False), lambda: attempt.claim(UUID(other.id), "a worker"))
     assert job.pk == UUID(other.id)
     assert job.token != held.token
+
+
+def test_a_claim_that_is_handed_back_says_that_the_job_never_began(held: Job) -> None:
+    allowed = held.max_attempts - held.attempt
+    shutdown.unclaim([claim_of(held, age=1.0)])
+    job = fresh(held)
+    assert (job.state, job.reason) == (State.PENDING, "handed back before it began")
+    assert job.max_attempts - job.attempt == allowed + 1
+    assert job.losses == 0
+
+
+def test_the_claim_of_somebody_else_is_not_handed_back(held: Job) -> None:
+    shutdown.unclaim([Claimed(held.pk, uuid4(), 0.0)])
+    assert fresh(held).state == State.RUNNING
