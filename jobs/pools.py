@@ -6,12 +6,16 @@ eventlet's is refused: psycopg 3 does not give way to it, and Celery and eventle
 from __future__ import annotations
 
 import functools
+import logging
+import select
 from time import monotonic
 from typing import Any
 
 from celery.exceptions import WorkerShutdown, WorkerTerminate
 
 from jobs import green, grouped, handover, solo
+
+logger = logging.getLogger("jobs.worker")
 
 EVENTLET = (
     "the eventlet pool is not supported: each statement to the database would stop all of its bodies, and their leases "
@@ -31,6 +35,7 @@ SQLITE = (
 
 AT_MOST = 0.001  # seconds
 ANSWERS = 2 * handover.SHORT  # seconds
+PART, LAST_PART = 0.05, 1.0  # seconds in which the rest of a message comes
 SPARE = 10  # connections to Redis for what is no body
 
 
@@ -115,11 +120,31 @@ def _flush(pool: Any, flush: Any) -> None:
 
 
 def _hear_answers(pool: Any) -> None:
-    """Read what short bodies answer before the loop stands still: until it runs again, nobody would record it."""
+    """Read what short bodies answer before the loop stands still: until it runs again, nobody would record it.
+
+    As Celery's loop does it: a message may come in parts, and what was read of it must not be lost.
+    """
+    handler, poll = pool._result_handler, select.poll()
+    reading: dict[int, Any] = {}
+    for descriptor in pool._fileno_to_outq:
+        poll.register(descriptor, select.POLLIN)
     until = monotonic() + ANSWERS
-    while pool._cache and monotonic() < until:
-        for process in list(pool._pool):
-            pool.process_flush_queues(process)
+    last = until + LAST_PART
+    while (left := until - monotonic()) > 0 and (pool._cache or reading):
+        for descriptor, _ in poll.poll(1000 * left):
+            message = reading.pop(descriptor, None)
+            if message is None:
+                message = handler._recv_message(lambda *_: None, descriptor, handler.on_state_change)
+            try:
+                next(message)
+                reading[descriptor] = message
+            except StopIteration:
+                continue
+            except Exception as error:
+                logger.warning("What a child answers cannot be read: %s", error)
+                poll.unregister(descriptor)
+        if reading:
+            until = min(max(until, monotonic() + PART), last)
 
 
 def _of_greenlets(pool: Any, app: Any) -> Any:
