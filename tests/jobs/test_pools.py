@@ -1,10 +1,14 @@
 """A worker refuses the pools with which it could not keep its promises, and says what to do instead."""
 
-from types import SimpleNamespace
+import os
+import pickle
+import threading
+from types import MethodType, SimpleNamespace
 from typing import Any
 
 import pytest
 from celery.concurrency import get_implementation
+from celery.concurrency.asynpool import ResultHandler
 from celery.concurrency.prefork import TaskPool as Prefork
 from celery.exceptions import WorkerTerminate
 from django.db import connection
@@ -95,3 +99,45 @@ def test_nobody_waits_on_the_connection_of_celerys_events() -> None:
     events.drain_events(timeout=0.1)
     events.drain_events()
     assert waited == [pools.AT_MOST, pools.AT_MOST]
+
+
+class Pool:
+    """What a pool of processes knows of one child, whose answers come over a pipe."""
+
+    def __init__(self) -> None:
+        self.reader, self.writer = os.pipe()
+        os.set_blocking(self.reader, False)
+        self.heard: list[Any] = []
+        self._cache = {1: "a job"}
+        self._fileno_to_outq = {self.reader: "a child"}
+        self._result_handler = SimpleNamespace(handle_event=None, on_state_change=self._on_answer)
+        self._result_handler._recv_message = MethodType(ResultHandler._recv_message, self._result_handler)
+
+    def _on_answer(self, answer: Any) -> None:
+        self.heard.append(answer)
+        self._cache.clear()
+
+
+@pytest.mark.parametrize("cut", [0, 2, 4, 9])
+def test_an_answer_that_comes_in_parts_is_heard_before_the_loop_stands_still(cut: int) -> None:
+    pool, body = Pool(), pickle.dumps(["an answer"])
+    message = len(body).to_bytes(4, "big") + body
+    os.write(pool.writer, message[:cut])
+    rest = threading.Timer(0.03, os.write, [pool.writer, message[cut:]])
+    rest.start()
+    pools._hear_answers(pool)
+    assert pool.heard == [["an answer"]]
+
+
+def test_what_a_child_never_ends_to_say_is_not_waited_for() -> None:
+    pool = Pool()
+    os.write(pool.writer, b"\0\0")
+    pools._hear_answers(pool)
+    assert pool.heard == []
+
+
+def test_a_child_that_is_gone_ends_no_worker() -> None:
+    pool = Pool()
+    os.close(pool.writer)
+    pools._hear_answers(pool)
+    assert pool.heard == []
