@@ -158,8 +158,12 @@ class Grouped:
 
     def given_back(self, requests: Iterable[Any]) -> list[Claimed]:
         """The claims of requests that will not be begun here."""
+        return self._let_go(request.id for request in requests)
+
+    def _let_go(self, request_ids: Iterable[str]) -> list[Claimed]:
+        """Keep these claims no more; one that is still asked for is remembered until the answer."""
         with self._lock:
-            popped = [self._claims.pop(request.id, None) for request in requests]
+            popped = [self._claims.pop(one, None) for one in request_ids]
             claims = [claim for claim in popped if claim is not None]
             self._abandoned.update(claim.token for claim in claims if claim.row is None and self._asking)
         return claims
@@ -292,8 +296,7 @@ class Grouped:
         """Whatever keeps a request from its turn, its lease must not end: nobody renews it."""
         old = heartbeat.clock() - settings().LEASE / 3
         with self._lock:
-            waited = [key for key, claim in self._claims.items() if claim.asked < old]
-            claims = [self._claims.pop(key) for key in waited]
+            claims = self._let_go([key for key, claim in self._claims.items() if claim.asked < old])
         if claims and self.at is not None:
             self.at.hand_back(claims)
 

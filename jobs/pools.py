@@ -1,4 +1,4 @@
-"""The pools of Celery's in which bodies are greenlets: what gevent's must be taught, and what is refused at start.
+"""The pools of Celery's: what prefork, solo and gevent must be taught, and what is refused at start.
 
 eventlet's is refused: psycopg 3 does not give way to it, and Celery and eventlet's own authors advise to leave it.
 """
@@ -86,7 +86,8 @@ def _of_children(pool: Any) -> Any:
         def on_start(self) -> None:
             super().on_start()
             apply: Any = vars(self)["on_apply"]
-            self.flush: Any = functools.partial(_flush, self._pool, self.flush)
+            if self.flush is not None:  # there is none where the broker's transport has no event loop
+                self.flush: Any = functools.partial(_flush, self._pool, self.flush)
 
             def on_apply(target: Any, args: Any = (), kwargs: Any = None, callback: Any = None, **options: Any) -> Any:
                 if callback is None:

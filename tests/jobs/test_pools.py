@@ -141,3 +141,16 @@ def test_a_child_that_is_gone_ends_no_worker() -> None:
     os.close(pool.writer)
     pools._hear_answers(pool)
     assert pool.heard == []
+
+
+class Blocking:
+    """Celery's pool of processes where the transport has no event loop: it has nothing to flush."""
+
+    def on_start(self) -> None:
+        self._pool, self.on_apply, self.flush = object(), print, None
+
+
+def test_a_pool_that_has_nothing_to_flush_is_asked_for_nothing() -> None:
+    pool = pools._of_children(Blocking)()
+    pool.on_start()
+    assert pool.flush is None
