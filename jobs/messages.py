@@ -218,10 +218,11 @@ class Maker:
     def _start_again_where_changed(self) -> None:
         """Forget the kinds that Celery made by another configuration, or by other routes or queues."""
         amqp, changes = self.app.amqp, getattr(self.app.conf, "changes", None)
-        parts = vars(amqp)
-        if self._made_from != (amqp, *map(parts.get, _MADE_BY), changes):
+        # Asked for, not looked up among what is there: Celery makes each when it is first needed.
+        made_by = (amqp, *(getattr(amqp, part) for part in _MADE_BY))
+        if self._made_from != (*made_by, changes):
             self._kinds.clear()
-            self._made_from = (amqp, *map(parts.get, _MADE_BY), dict(changes) if changes is not None else None)
+            self._made_from = (*made_by, dict(changes) if changes is not None else None)
 
     def _learnt(self, asked: dict[str, Any], send_task: SendTask, connection: Any) -> Kind | None:
         """The kind of a message, if copies of it are what Celery makes; it is tried with two very different ones."""
