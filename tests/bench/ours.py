@@ -56,6 +56,17 @@ def ping(sent: int) -> None:
     tell.delay(sent)
 
 
+def ping_until_sent(sent: int) -> None:
+    """The same, sent by the caller as where ``SEND_IN_THREAD`` is off."""
+    from jobs import sender
+
+    before, sender._in_caller = sender._in_caller, True
+    try:
+        ping(sent)
+    finally:
+        sender._in_caller = before
+
+
 def release(count: int) -> dict[str, float]:
     """Let the conductor's chore hand to the broker what is due, and say how long it took for how many."""
     from jobs.conductor import Conductor

@@ -33,9 +33,16 @@ COLUMNS: dict[str, tuple[tuple[str, str, bool | None], ...]] = {
     ),
     "release": (("jobs/s", "jobs_s", None),),
     "drain": (("jobs/s", "jobs_s", True), ("worker's memory, MB", "memory_mb", None)),
-    "pickup": (("p50, ms", "p50_ms", False), ("p99, ms", "p99_ms", None), ("of jobs", "took_ms", None)),
+    "pickup": (
+        ("from the broker, p50, ms", "broker_p50_ms", False),
+        ("p99, ms", "broker_p99_ms", None),
+        ("of jobs", "broker_took_ms", None),
+        ("from the call, p50, ms", "call_p50_ms", False),
+        ("p99, ms", "call_p99_ms", None),
+        ("of jobs", "call_took_ms", None),
+    ),
 }
-POOLED = {"p99_us": "took_us", "p99_ms": "took_ms"}
+POOLED = {"p99_us": "took_us", "broker_p99_ms": "broker_took_ms", "call_p99_ms": "call_took_ms"}
 ENOUGH = 100  # values that a p99 needs: of fewer it is the worst, whatever that was
 COSTS = (
     ("statements", "statements"), ("WAL, bytes", "wal_bytes"), ("WAL syncs", "wal_syncs"),
@@ -161,13 +168,15 @@ def case_table(found: Findings, measure: str, case: str) -> str:
     """One table: a line for each system."""
     columns = COLUMNS[measure]
     heads = [case or measure, *(head for head, _, _ in columns)]
-    compared = next((figure for _, figure, more in columns if more is not None), None)
-    heads += ["against stock Celery"] if compared else []
+    compared = {figure: head.split(",")[0] for head, figure, more in columns if more is not None}
+    heads += [
+        f"{head}: against stock Celery" if len(compared) > 1 else "against stock Celery" for head in compared.values()
+    ]
     rows = []
     for name in found.systems(measure, case):
         place = (measure, case, name)
         cells = [SYSTEMS[name].title, *(found.cell(place, figure) for _, figure, _ in columns)]
-        cells += [times(found.ratio(place, compared))] if compared else []
+        cells += [times(found.ratio(place, figure)) for figure in compared]
         rows.append([*cells, SYSTEMS[name].keeps])
     return table([*heads, "keeps"], rows)
 

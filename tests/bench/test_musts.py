@@ -30,7 +30,7 @@ def verdict(what: str, ours: float, theirs: float) -> str:
         ("releases against stock delay()", 4000, 1000, "NOT MET"),
         ("releases against stock delay()", 5100, 1000, "met, aim too"),
         ("bulk against", 9000, 1000, "NOT MET"),
-        ("idle to start of body", 1.1, 1.0, "met"),
+        ("idle broker to start of body", 1.1, 1.0, "met"),
     ],
 )
 def test_a_must_is_met_or_not_by_its_ratio(what: str, ours: float, theirs: float, status: str) -> None:

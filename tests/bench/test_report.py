@@ -111,8 +111,8 @@ def test_statements_are_counted_by_the_job_over_all_rounds() -> None:
 
 def pickup(number: int, took: list[float]) -> Sample:
     """One look at an idle system."""
-    figures = {"p50_ms": sorted(took)[len(took) // 2], "p99_ms": max(took)}
-    return Sample("pickup", "", "mainstay", number, figures, {"took_ms": took})
+    figures = {"call_p50_ms": sorted(took)[len(took) // 2], "call_p99_ms": max(took)}
+    return Sample("pickup", "", "mainstay", number, figures, {"call_took_ms": took})
 
 
 def test_a_p99_is_that_of_all_rounds_together_with_how_many_values_it_is_of() -> None:

@@ -83,10 +83,15 @@ def rest(calls: Any) -> dict[str, Any]:
     return {}
 
 
-def ping(calls: Any) -> dict[str, Any]:
-    """Enqueue one job that tells when its body began."""
-    calls.ping(time.monotonic_ns())
-    return {}
+def ping(calls: Any, until_sent: bool) -> dict[str, Any]:
+    """Enqueue one job that tells when its body began; return the milliseconds until the call returned.
+
+    With ``until_sent`` the call returns once the job is with the broker.
+    """
+    call = getattr(calls, "ping_until_sent", calls.ping) if until_sent else calls.ping
+    began = time.monotonic_ns()
+    call(began)
+    return {"took_ms": (time.monotonic_ns() - began) / 1e6}
 
 
 def release(calls: Any, count: int) -> dict[str, Any]:
