@@ -363,6 +363,7 @@ def _record(calls: Sequence[_Call], *, left: bool) -> dict[UUID, UUID]:
     for call in calls:
         if call.awaited and call.job.id in owners:
             intake.follow(call.job, owners[call.job.id])
+    lifecycle.note_arrivals(new)
     sent = [job for job in new if job.state == State.RESERVED]
     if sent:
         outbox.send_on_commit(sent)

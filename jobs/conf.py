@@ -39,6 +39,7 @@ class Settings:
     KEEP_COMPLETED: float = math.inf
     KEEP_CANCELLED: float = math.inf
     KEEP_FAILED: float = math.inf
+    AGEING: float = 30.0
     FAST_BROKER: bool = True
     SEND_IN_THREAD: bool = True
     GROUP_SHORT_JOBS: bool = True

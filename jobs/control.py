@@ -8,7 +8,7 @@ from uuid import UUID
 
 from django.db import transaction
 
-from jobs import audit, lifecycle, successors
+from jobs import audit, lanes, lifecycle, successors
 from jobs.errors import JobNotFound, MoveRefused, Refused
 from jobs.lifecycle import NOW
 from jobs.models import Job, Pause, Worker
@@ -92,6 +92,7 @@ def resume(*, queue: str | None = None, task: str | None = None, by: str) -> boo
     with transaction.atomic(using=lifecycle.alias()):
         deleted, _ = Pause.objects.using(lifecycle.alias()).filter(kind=kind, name=name).delete()
         if deleted:
+            lanes.reopen(lanes.PAUSED)
             audit.record_act("resume", by, f"{kind} {name}")
     return bool(deleted)
 

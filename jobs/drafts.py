@@ -11,7 +11,7 @@ from typing import Any
 
 from django.db.models.base import ModelState
 
-from jobs import conf, context, idempotency, lifecycle, options, payload, plain
+from jobs import conf, context, idempotency, lifecycle, limits, options, payload, plain
 from jobs.errors import KeyCannotBeMade, OptionError, PayloadError
 from jobs.idempotency import NO_KEY, WHILE_UNFINISHED, KeyScope
 from jobs.ids import new_id
@@ -40,6 +40,7 @@ class Declaration:
     idempotent: bool = False
     transactional: bool = False
     retry_policy: RetryPolicy = DEFAULT_POLICY
+    limits: tuple[limits.Limit, ...] = ()
     max_attempts: int | None = None
     time_limit: float | None = None
     soft_time_limit: float | None = None
@@ -64,7 +65,7 @@ def declaration(name: str, task: Any) -> Declaration:
 
 _SAID = (
     "run", "typed", "job_queue", "job_priority", "key", "key_scope", "version", "upcasters", "idempotent",
-    "transactional", "retry_policy", "max_retries", "time_limit", "soft_time_limit",
+    "transactional", "retry_policy", "limits", "max_retries", "time_limit", "soft_time_limit",
 )  # fmt: skip
 
 
@@ -78,7 +79,7 @@ def _read(name: str, task: Any) -> Declaration:
         key=_key_of(task), key_scope=getattr(task, "key_scope", WHILE_UNFINISHED),
         version=getattr(task, "version", 1), upcasters=getattr(task, "upcasters", None),
         idempotent=getattr(task, "idempotent", False), transactional=getattr(task, "transactional", False),
-        retry_policy=policy, max_attempts=None if policy.max_attempts else _of_celery(task),
+        retry_policy=policy, limits=tuple(getattr(task, "limits", ())), max_attempts=None if policy.max_attempts else _of_celery(task),
         time_limit=getattr(task, "time_limit", None), soft_time_limit=getattr(task, "soft_time_limit", None),
     )  # fmt: skip
 
@@ -200,6 +201,8 @@ def fill(job: Job, says: Declaration, content: Payload, key: str | None = None, 
     size = conf.current().CANVAS_LIMIT if handed_on else conf.current().PAYLOAD_LIMIT
     job.payload = payload.limit(payload.encode(content), int(size), says.name)
     job.key = _key(says, content, key)
+    if says.limits and says.body is not None:
+        job.bound = limits.bound(says.name, says.limits, payload.arguments(says.body, content), job.tenant)
 
 
 def _fitting(body: Any, content: Payload, name: str) -> Payload:
@@ -346,5 +349,5 @@ def copy(original: Job, **changes: Any) -> Job:
 _REPEATED = {
     "task", "payload", "version", "queue", "priority", "tenant", "tags", "metadata", "correlation_id", "parent_id",
     "root_id", "group_id", "group_index", "fanin_id", "waits_for_id", "schedule", "canvas", "delivery", "max_attempts",
-    "time_limit", "soft_time_limit",
+    "time_limit", "soft_time_limit", "bound",
 }  # fmt: skip

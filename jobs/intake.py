@@ -85,6 +85,8 @@ def adopt(
     except JobsError as error:
         bury(name, args, kwargs, options, error)
         return
+    if outbox.line_up(job) and wait is None and job.state == State.RESERVED:
+        wait, why = timedelta(0), outbox.IN_LINE  # its message is refused: it goes when its limits allow
     if wait is not None:
         job.sends = 1
         if job.state == State.RESERVED:

@@ -24,7 +24,7 @@ from jobs.clock import NOW as NOW
 from jobs.clock import Clock as Clock
 from jobs.conf import current
 from jobs.errors import MoveRefused
-from jobs.models import Attempt, Job
+from jobs.models import Arrival, Attempt, Job
 from jobs.statements import Statement
 from jobs.states import FINAL, MOVES, WAITING, State
 
@@ -76,7 +76,7 @@ _FAT = {"result", "error_message", "traceback"}
 # What a job's message is made of, what guards its next move, and by what it is in order.
 _SENDING = {
     "id", "task", "payload", "queue", "priority", "state", "delivery", "correlation_id", "parent_id", "root_id",
-    "group_id", "group_index", "time_limit", "soft_time_limit", "due_at", "attempt", "sends", "losses",
+    "group_id", "group_index", "time_limit", "soft_time_limit", "due_at", "attempt", "sends", "losses", "bound",
 }  # fmt: skip
 SLICE = 1000  # ids that one statement names
 LOCK_PATIENCE = 2.0  # seconds that an act on one job of many waits for a row that somebody locked
@@ -107,6 +107,16 @@ def insert(job: Job) -> bool:
 @lru_cache(maxsize=512)
 def _inserting(text: str) -> Statement:
     return Statement("insert", text)
+
+
+def note_arrivals(jobs: Iterable[Job]) -> None:
+    """Say that these jobs wait in their lanes, in the caller's transaction: of each lane, its first does."""
+    first: dict[str, Job] = {}
+    for job in jobs:
+        if job.lane and job.due_at is not None:
+            first.setdefault(job.lane, job)
+    if first:
+        Arrival.objects.using(alias()).bulk_create([Arrival(job_id=job.pk) for job in first.values()])
 
 
 def insert_many(jobs: Sequence[Job]) -> int:
@@ -232,6 +242,8 @@ def move(job: Job, target: State, reason: str = "", **changes: Any) -> Job:
     if not rows:
         raise MoveRefused(f"Job {job.pk} is no longer {job.state} in attempt {job.attempt}.")
     moved: Job = rows[0]
+    if moved.lane and moved.state in WAITING and job.state in WAITING:
+        note_arrivals([moved])  # one that was released is seen by the next release, which counts it
     return moved
 
 
@@ -350,24 +362,42 @@ def mark_sent(jobs: Sequence[Job]) -> None:
 
 
 def reserve_due(limit: int) -> list[Job]:
-    """Mark up to ``limit`` due jobs as reserved, most urgent first; return them, with what sending them takes.
+    """Mark up to ``limit`` due jobs that nothing constrains as reserved, most urgent first; return them.
 
-    Any number of processes may do it at once: each takes other jobs.
+    They come with what sending them takes. Any number of processes may do it at once: each takes other jobs.
     """
-    waiting = ", ".join(f"'{state.value}'" for state in sorted(WAITING))
     due = (
-        f"SELECT id FROM {_table()} WHERE finished_at IS NULL AND due_at <= {_clock()} AND state IN ({waiting}) "
-        f"AND cancel_requested_at IS NULL AND {not_paused()} ORDER BY priority, due_at LIMIT {int(limit)}"
+        f"SELECT id FROM {_table()} WHERE finished_at IS NULL AND due_at <= {_clock()} AND state IN ({_waiting()}) "
+        f"AND lane = '' AND cancel_requested_at IS NULL AND {not_paused()} "
+        f"ORDER BY priority, due_at LIMIT {int(limit)}"
     )
+    return sorted(_reserve(due, []), key=lambda job: (job.priority, job.due_at))
+
+
+def reserve(ids: Sequence[UUID]) -> list[Job]:
+    """Mark those of these jobs as reserved that still wait and are due, in this order; return them, as above."""
+    marks = ", ".join(["%s"] * len(ids))
+    due = (
+        f"SELECT id FROM {_table()} WHERE finished_at IS NULL AND due_at <= {_clock()} AND state IN ({_waiting()}) "
+        f"AND cancel_requested_at IS NULL AND {not_paused()} AND id IN ({marks})"
+    )
+    places = {job_id: place for place, job_id in enumerate(ids)}
+    return sorted(_reserve(due, [_id(job_id) for job_id in ids]), key=lambda job: places[job.pk])
+
+
+def _reserve(due: str, parameters: Sequence[Any]) -> list[Job]:
     names, converters = _sending(database().vendor)
     sql = (
         f"UPDATE {_table()} SET state = '{State.RESERVED.value}', reason = '', sent_at = {_clock()}, sends = sends + 1 "
-        f"WHERE state IN ({waiting}) AND {_one_of(due)} RETURNING {', '.join(names)}"
+        f"WHERE state IN ({_waiting()}) AND {_one_of(due)} RETURNING {', '.join(names)}"
     )
     with database().cursor() as cursor:
-        cursor.execute(sql, [])
-        jobs = [_partly_loaded(names, converters, row) for row in cursor.fetchall()]
-    return sorted(jobs, key=lambda job: (job.priority, job.due_at))
+        cursor.execute(sql, list(parameters))
+        return [_partly_loaded(names, converters, row) for row in cursor.fetchall()]
+
+
+def _waiting() -> str:
+    return ", ".join(f"'{state.value}'" for state in sorted(WAITING))
 
 
 @lru_cache(maxsize=4)

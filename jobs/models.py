@@ -55,6 +55,10 @@ class Job(models.Model):
     followed = models.BooleanField(default=False, help_text="whether jobs follow this one")
     canvas = models.TextField(blank=True, default="", help_text="what follows: links, chain, as JSON")
     delivery = models.TextField(blank=True, default="", help_text="what the message carries beyond the payload")
+    lane = models.CharField(
+        max_length=32, blank=True, default="", db_default="", help_text="its line, where something constrains it"
+    )
+    bound = models.TextField(blank=True, default="", db_default="", help_text="the keys of its limits, as JSON")
 
     created_at = models.DateTimeField()
     due_at = models.DateTimeField(null=True, blank=True)
@@ -117,7 +121,12 @@ class Job(models.Model):
         # Each is named after the question that it answers; docs/explanation/scale.md says what each costs. Those of
         # the unfinished are small by nature. A finished job is moved no more: what only history needs is written once.
         indexes: ClassVar = [
-            models.Index(fields=["priority", "due_at"], condition=_UNFINISHED & _WAITING, name="jobs_due"),
+            models.Index(
+                fields=["priority", "due_at"], condition=_UNFINISHED & _WAITING & Q(lane=""), name="jobs_due_directly"
+            ),
+            models.Index(
+                fields=["lane", "due_at"], condition=_UNFINISHED & _WAITING & ~Q(lane=""), name="jobs_due_by_lane"
+            ),
             models.Index(fields=["lease_until"], condition=_UNFINISHED & _set("lease_until"), name="jobs_leased"),
             models.Index(fields=["expires_at"], condition=_UNFINISHED & _set("expires_at"), name="jobs_expiring"),
             models.Index(
@@ -368,6 +377,133 @@ class Leader(models.Model):
 
     def __str__(self) -> str:
         return f"{self.office}: {self.holder}"
+
+
+class Arrival(models.Model):
+    """A job that waits in its lane since a moment ago: the next release takes it in."""
+
+    job_id = models.UUIDField()
+
+    class Meta:
+        default_permissions = ()
+
+    def __str__(self) -> str:
+        return str(self.job_id)
+
+
+class Share(models.Model):
+    """The jobs of one tenant that wait in a queue with a priority: they have a turn among those of the others."""
+
+    queue = models.CharField(max_length=100)
+    priority = models.PositiveSmallIntegerField()
+    tenant = models.CharField(max_length=100, blank=True, default="")
+    turn = models.FloatField(default=0.0, help_text="how much was released so far, by its weight")
+    is_open = models.BooleanField(default=False, help_text="whether one of its lanes may have a job to release")
+    open_at = models.DateTimeField(null=True, help_text="since when, or when next")
+
+    class Meta:
+        default_permissions = ()
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["queue", "priority", "tenant"], name="one_share_per_tenant"),
+        ]
+        indexes: ClassVar = [
+            models.Index(
+                fields=["queue", "priority", "turn", "open_at"], condition=Q(is_open=True), name="shares_by_turn"
+            ),
+            models.Index(fields=["queue", "priority", "open_at"], condition=Q(is_open=True), name="shares_by_age"),
+            models.Index(fields=["open_at"], condition=Q(is_open=False), name="shares_to_open"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.tenant} in {self.queue} at {self.priority}"
+
+
+class Lane(models.Model):
+    """Jobs of one share that the same keys bind: if the first may not go, none may."""
+
+    id = models.CharField(max_length=32, primary_key=True)
+    share = models.ForeignKey(Share, on_delete=models.CASCADE, related_name="lanes")
+    task = models.CharField(max_length=255)
+    bound = models.TextField(blank=True, default="")
+    head_at = models.DateTimeField(help_text="when its first job became due")
+    open_at = models.DateTimeField(help_text="when it is looked at next")
+    waits_on = models.CharField(max_length=255, blank=True, default="", help_text="the key that has nothing left")
+    priority = models.PositiveSmallIntegerField(default=0)
+    turn = models.FloatField(default=0.0, help_text="that of its share, when it was closed")
+
+    class Meta:
+        default_permissions = ()
+        indexes: ClassVar = [
+            models.Index(fields=["share", "open_at"], name="lanes_by_age"),
+            models.Index(
+                fields=["waits_on", "priority", "turn", "head_at"], condition=~Q(waits_on=""), name="lanes_closed"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return self.id
+
+
+class Slot(models.Model):
+    """A released job that has not ended, under one of its keys; without a key, for its queue."""
+
+    job_id = models.UUIDField()
+    key = models.CharField(max_length=255, blank=True, default="")
+
+    class Meta:
+        default_permissions = ()
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["job_id", "key"], name="one_slot_per_job_and_key"),
+        ]
+        indexes: ClassVar = [models.Index(fields=["key"], name="slots_of_key")]
+
+    def __str__(self) -> str:
+        return f"{self.job_id} {self.key}".strip()
+
+
+class Bucket(models.Model):
+    """The tokens of a key, as of a moment by the database's clock."""
+
+    key = models.CharField(max_length=255, primary_key=True)
+    tokens = models.FloatField()
+    filled_at = models.DateTimeField()
+    wake_at = models.DateTimeField(null=True, db_index=True, help_text="when the lanes are opened that wait for it")
+
+    class Meta:
+        default_permissions = ()
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.tokens:g}"
+
+
+class Allotment(models.Model):
+    """What an operator said in place of what a task declares: the numbers of a limit, or the weight of a tenant."""
+
+    class Kind(models.TextChoices):
+        """What it is about."""
+
+        SLOTS = "slots", _("jobs at a time")
+        TOKENS = "tokens", _("jobs in a span of time")
+        WEIGHT = "weight", _("weight of a tenant")
+
+    kind = models.CharField(max_length=10, choices=Kind.choices)
+    name = models.CharField(max_length=255, help_text="a key, the template of keys, or a tenant")
+    amount = models.FloatField(help_text="how many; of a rate, in a second")
+    burst = models.FloatField(help_text="of a rate, how many may start at once")
+    said = models.CharField(max_length=100, help_text="as it was said")
+    reason = models.CharField(max_length=255, blank=True, default="")
+    by = models.CharField(max_length=150, blank=True, default="")
+    created_at = models.DateTimeField()
+
+    class Meta:
+        default_permissions = ("view",)
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["kind", "name"], name="allotted_once"),
+            models.CheckConstraint(condition=Q(amount__gt=0), name="allotments_allow_something"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name}: {self.said}"
 
 
 class Pause(models.Model):

@@ -15,14 +15,15 @@ from django.db import transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from kombu import compression
 
-from jobs import declared, keys, lifecycle, outage, publisher, sender
+from jobs import declared, keys, lifecycle, limits, outage, publisher, sender
 from jobs.errors import BrokerUnavailable, OptionError, Unsendable
 from jobs.idempotency import WHILE_UNFINISHED, KeyScope
 from jobs.lifecycle import NOW, Clock, Plus
 from jobs.models import Job
 from jobs.publisher import Failures
-from jobs.states import State
+from jobs.states import Priority, State
 
+IN_LINE = "waits for its turn"
 UNREACHABLE = "the broker could not be reached"
 # How often a job is tried that cannot be made into a message: once fails for a process that is being deployed.
 TRIES = 5
@@ -58,7 +59,13 @@ def record(job: Job, scope: KeyScope, *, sent: bool = False) -> UUID:
     """
     if not sent:
         place(job)
-    owner = _insert(job, scope)
+    if job.lane and job.due_at is not None:
+        with transaction.atomic(using=lifecycle.alias()):
+            owner = _insert(job, scope)
+            if owner == job.pk:
+                lifecycle.note_arrivals([job])
+    else:
+        owner = _insert(job, scope)
     if owner == job.pk:
         if job.state == State.RESERVED and not sent:
             send_on_commit([job])
@@ -69,6 +76,8 @@ def record(job: Job, scope: KeyScope, *, sent: bool = False) -> UUID:
 def place(job: Job) -> None:
     """Decide where a draft starts: reserved, or pending with a reason."""
     fanin_id = _held_for.get()
+    if line_up(job) and job.state == State.RESERVED:
+        job.state, job.reason = State.PENDING, IN_LINE
     if fanin_id is not None:
         job.state, job.due_at, job.waits_for_id = State.PENDING, None, fanin_id
         job.reason = "waits for the members of its chord"
@@ -77,6 +86,15 @@ def place(job: Job) -> None:
     if job.state == State.RESERVED:
         # Mark first, send second: a crash between leaves a reserved row, which the reconciler sends again.
         job.sent_at, job.sends = NOW, 1  # type: ignore[assignment]
+
+
+def line_up(job: Job) -> bool:
+    """Give a draft its lane; False where nothing constrains it."""
+    if not job.bound and not job.tenant and job.priority == Priority.NORMAL:
+        return False
+    job.bound = limits.settle(job.bound, job.queue)
+    job.lane = limits.lane(job.queue, job.priority, job.tenant, job.task, job.bound)
+    return True
 
 
 def _insert(job: Job, scope: KeyScope) -> UUID:

@@ -6,7 +6,7 @@ leaves a reserved job without a message, which the reconciler finds.
 
 from __future__ import annotations
 
-from jobs import lifecycle, outbox, publisher, successors
+from jobs import lanes, lifecycle, outbox, publisher, successors
 from jobs.conf import current as settings
 from jobs.models import Job
 from jobs.states import State
@@ -19,7 +19,10 @@ def release(limit: int | None = None) -> int:
     """
     if publisher.in_use().paused:
         return 0
-    return outbox.send(lifecycle.reserve_due(limit or int(settings().RELEASE_BATCH)), _give_up)
+    limit = limit or int(settings().RELEASE_BATCH)
+    in_line = lanes.release(limit)
+    direct = lifecycle.reserve_due(limit - len(in_line)) if len(in_line) < limit else []
+    return outbox.send([*in_line, *direct], _give_up)
 
 
 def _give_up(job: Job) -> None:

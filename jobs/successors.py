@@ -292,7 +292,11 @@ def fulfil(job: Job, value: Any) -> None:
 
 
 def _let_go(job: Job, due: timedelta | datetime | None) -> None:
-    changes: dict[str, Any] = {"payload": job.payload, "key": job.key}
+    in_line = outbox.line_up(job)
+    changes: dict[str, Any] = {"payload": job.payload, "key": job.key, "lane": job.lane, "bound": job.bound}
+    if in_line and due is None:
+        lifecycle.move(job, State.PENDING, outbox.IN_LINE, due_at=NOW, **changes)
+        return
     if due is not None:
         due_at = Clock(due) if isinstance(due, timedelta) else due
         lifecycle.move(job, State.PENDING, "scheduled", due_at=due_at, **changes)

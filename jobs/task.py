@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -24,6 +24,7 @@ from celery import _state, current_app
 
 from jobs.errors import DeclarationError
 from jobs.idempotency import FOREVER, NO_KEY, WHILE_UNFINISHED, Key, KeyScope, check_key, check_scope
+from jobs.limits import Concurrency, Limit, Rate, check_limits
 from jobs.payload import Payload
 from jobs.retry import RetryPolicy
 from jobs.states import priority_from
@@ -38,7 +39,9 @@ __all__ = [
     "FOREVER",
     "NO_KEY",
     "WHILE_UNFINISHED",
+    "Concurrency",
     "IdempotentTask",
+    "Rate",
     "RetryPolicy",
     "Task",
     "Tracked",
@@ -120,6 +123,7 @@ class Task(Tracked):
     version: ClassVar[int] = 1
     upcasters: ClassVar[Mapping[int, Callable[[Payload], Payload]]] = {}
     retry_policy: ClassVar[RetryPolicy] = RetryPolicy()
+    limits: ClassVar[Sequence[Limit]] = ()
     idempotent: ClassVar[bool] = False
     transactional: ClassVar[bool] = False
 
@@ -187,6 +191,7 @@ class Options(TypedDict, total=False):
     version: int
     upcasters: Mapping[int, Callable[[Payload], Payload]] | None
     retry_policy: RetryPolicy | None
+    limits: Sequence[Limit] | None
     time_limit: float | None
     soft_time_limit: float | None
     idempotent: bool | None
@@ -254,6 +259,7 @@ def _check_declared(name: str, says: Mapping[str, Any], parameters: Mapping[str,
     """Refuse a declaration that can never work, with the remedy."""
     check_key(name, says.get("key"), parameters)
     check_scope(name, says.get("key_scope") or WHILE_UNFINISHED)
+    check_limits(name, says.get("limits") or (), parameters)
     if not isinstance(says.get("retry_policy") or RetryPolicy(), RetryPolicy):
         raise DeclarationError(f"The retry_policy of {name} must be a RetryPolicy, not {says['retry_policy']!r}.")
     urgency = says.get("priority") if says.get("priority") is not None else says.get("job_priority")

@@ -1,0 +1,615 @@
+"""Who goes next, of the jobs that something constrains: one place decides it, for one release at a time.
+
+How it chooses, what it counts and what a crash leaves behind stands in docs/explanation/order.md.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter, deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from itertools import count
+from typing import Any
+from uuid import UUID
+
+from django.db import transaction
+
+from jobs import declared, lifecycle, limits
+from jobs.allowance import Allowance, Bucket, Closed
+from jobs.conf import current as settings
+from jobs.limits import Bind, Kind, Numbers
+from jobs.models import Allotment, Arrival, Job, Lane, Pause, Share, Slot, Worker
+from jobs.models import Bucket as BucketRow
+from jobs.states import WAITING, Priority, State
+
+LOCK = 7_212_340_512_845_001  # of PostgreSQL's advisory locks, for the length of a transaction
+ARRIVALS = 5000  # that one release takes in
+SLICE = 500  # names in one statement
+LOOKS = 500  # shares that one release looks at, of a queue and priority
+AHEAD = 500  # the most jobs that the broker holds for workers of a queue that have their hands full
+ONE_IN = 8  # releases of a queue that go to whoever waits below for too long
+RECHECK = timedelta(seconds=5)  # after which a closed lane is looked at, even if nobody opened it
+PAUSED = "pause"
+
+_IN_FLIGHT = f"('{State.RESERVED.value}', '{State.RUNNING.value}')"
+_WAITS = "finished_at IS NULL AND lane <> '' AND state IN ({})".format(
+    ", ".join(f"'{s.value}'" for s in sorted(WAITING))
+)
+_ahead: dict[str, int] = {}
+
+
+def release(limit: int) -> list[Job]:
+    """Mark up to ``limit`` jobs as reserved, in the order in which they may go; return them.
+
+    Any number of processes may do it at once: one of them does, and the others return nothing.
+    """
+    if not any(_one("SELECT EXISTS(SELECT 1 FROM jobs_arrival), EXISTS(SELECT 1 FROM jobs_slot), "
+                    "EXISTS(SELECT 1 FROM jobs_share)")):  # fmt: skip
+        return []
+    with transaction.atomic(using=lifecycle.alias()):
+        return Release(limit).run() if _locked() else []
+
+
+def waiting() -> bool:
+    """Whether jobs wait here for others to end."""
+    return any(_one("SELECT EXISTS(SELECT 1 FROM jobs_share), EXISTS(SELECT 1 FROM jobs_arrival)"))
+
+
+def reopen(waits_on: str = "") -> None:
+    """Look again at the lanes that are closed for this reason, or for any: what closed them has changed."""
+    rows = Lane.objects.using(lifecycle.alias()).exclude(waits_on="")
+    ids = [row.pk for row in (rows.filter(waits_on=waits_on) if waits_on else rows).only("pk")]
+    _open_lanes(ids)
+
+
+def mend(limit: int = 1000) -> int:
+    """Take in jobs that wait in a lane of which nothing is known; return how many lanes. It should find none."""
+    found = _all(
+        f"SELECT MIN(CAST(id AS varchar(36))) FROM jobs_job WHERE {_WAITS} AND due_at IS NOT NULL "
+        "AND NOT EXISTS (SELECT 1 FROM jobs_lane l WHERE l.id = jobs_job.lane) "
+        f"GROUP BY lane LIMIT {int(limit)}"
+    )
+    ids = [UUID(str(row[0])) for row in found]
+    Arrival.objects.using(lifecycle.alias()).bulk_create([Arrival(job_id=job_id) for job_id in ids])
+    return len(ids)
+
+
+# --- One release ------------------------------------------------------------------------------------
+
+
+@dataclass(order=True, slots=True)
+class _Lane:
+    """A lane, while its jobs are chosen."""
+
+    head: Any
+    id: str = field(compare=False)
+    task: str = field(compare=False)
+    binds: tuple[Bind, ...] = field(compare=False)
+    jobs: deque[UUID] = field(compare=False, default_factory=deque)
+    chosen: list[UUID] = field(compare=False, default_factory=list)
+    all_read: bool = field(compare=False, default=False)
+    closed: Closed | str | None = field(compare=False, default=None)
+
+
+@dataclass(order=True, slots=True)
+class _Share:
+    """A share, while its lanes are served: the one with the lowest turn comes first."""
+
+    turn: float
+    since: Any
+    place: int
+    id: int = field(compare=False)
+    weight: float = field(compare=False)
+    lanes: list[_Lane] = field(compare=False, default_factory=list)
+    seen: dict[str, _Lane] = field(compare=False, default_factory=dict)
+    all_read: bool = field(compare=False, default=False)
+
+
+class Release:
+    """One release, inside of its transaction."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.now = limit, lifecycle.database_now()
+        self.at = lifecycle.prepared("due_at", self.now)
+        self.said = {(a.kind, a.name): a for a in Allotment.objects.using(lifecycle.alias())}
+        self.allowance = Allowance(self.now, self._in_force)
+        self.chosen: dict[UUID, _Lane] = {}
+        self.overdue: set[UUID] = set()
+        self.looked_at: list[_Share] = []
+        self.to_wake: dict[str, Bind] = {}
+        self.paused: set[tuple[str, str]] = set()
+
+    def run(self) -> list[Job]:
+        """Choose, and write what was chosen."""
+        freed = self._give_up_slots()
+        self._take_in(freed)
+        self._wake(freed)
+        self._open_shares()
+        self.paused = set(Pause.objects.using(lifecycle.alias()).values_list("kind", "name"))
+        queues = [queue for queue in self._queues() if (Pause.Kind.QUEUE.value, queue) not in self.paused]
+        if queues:
+            rooms = self._rooms(queues)
+            for queue in queues:
+                self._choose(queue, min(rooms[queue], self.limit - len(self.chosen)))
+        return self._write()
+
+    # --- What has changed since the last one ---
+
+    def _give_up_slots(self) -> list[tuple[UUID, str]]:
+        """Slots of jobs that have ended, or wait again."""
+        rows = _all(
+            "DELETE FROM jobs_slot WHERE NOT EXISTS (SELECT 1 FROM jobs_job j WHERE j.id = jobs_slot.job_id "
+            f"AND j.state IN {_IN_FLIGHT}) RETURNING job_id, key"
+        )
+        return [(UUID(str(job_id)), key) for job_id, key in rows]
+
+    def _take_in(self, freed: Sequence[tuple[UUID, str]]) -> None:
+        """Open the lanes of the jobs that have come, or come back."""
+        came = _all(
+            f"DELETE FROM jobs_arrival WHERE id IN (SELECT id FROM jobs_arrival ORDER BY id LIMIT {ARRIVALS}) "
+            "RETURNING job_id"
+        )
+        ids = [*(UUID(str(row[0])) for row in came), *(job_id for job_id, key in freed if not key)]
+        found: set[Any] = set()
+        for part in _parts(ids):
+            rows = Job.objects.using(lifecycle.alias()).filter(pk__in=part, finished_at__isnull=True, state__in=WAITING)
+            found.update(rows.exclude(lane="").values_list("lane", "queue", "priority", "tenant", "task", "bound"))
+        if not found:
+            return
+        shares = self._shares_of({(queue, priority, tenant) for _, queue, priority, tenant, *_ in found})
+        head = f"SELECT MIN(due_at) AS head FROM jobs_job WHERE lane = %s AND {_WAITS}"
+        _many(
+            "INSERT INTO jobs_lane (id, share_id, task, bound, priority, waits_on, turn, head_at, open_at) "
+            f"SELECT %s, %s, %s, %s, %s, '', 0, x.head, x.head FROM ({head}) x WHERE x.head IS NOT NULL "
+            "ON CONFLICT (id) DO UPDATE SET head_at = excluded.head_at, "
+            "open_at = CASE WHEN jobs_lane.waits_on = '' THEN excluded.open_at ELSE jobs_lane.open_at END",
+            [(lane, shares[queue, priority, tenant], task, bound, priority, lane)
+             for lane, queue, priority, tenant, task, bound in sorted(found)],
+        )  # fmt: skip
+        _renew_shares([shares[queue, priority, tenant] for _, queue, priority, tenant, *_ in found])
+
+    def _shares_of(self, wanted: set[tuple[str, int, str]]) -> dict[tuple[str, int, str], int]:
+        rows = Share.objects.using(lifecycle.alias())
+        new = [Share(queue=queue, priority=priority, tenant=tenant) for queue, priority, tenant in sorted(wanted)]
+        rows.bulk_create(new, ignore_conflicts=True, batch_size=SLICE)
+        ids: dict[tuple[str, int, str], int] = {}
+        for part in _parts(sorted({tenant for _, _, tenant in wanted})):
+            for pk, *named in rows.filter(tenant__in=part).values_list("pk", "queue", "priority", "tenant"):
+                ids[named[0], named[1], named[2]] = pk
+        return ids
+
+    def _wake(self, freed: Sequence[tuple[UUID, str]]) -> None:
+        """Open lanes that wait for a key which has something left again: no more than may go, and a few."""
+        for key, many in Counter(key for _, key in freed if key).items():
+            self._open_those_of(f"{Kind.SLOTS.value} {key}", 2 * many + 8)
+        due = BucketRow.objects.using(lifecycle.alias()).filter(wake_at__lte=self.now)
+        for key in list(due.values_list("key", flat=True)):
+            name = f"{Kind.TOKENS.value} {key}"
+            first = Lane.objects.using(lifecycle.alias()).filter(waits_on=name).first()
+            bind = first and next((b for b in limits.binds(first.bound) if b.name == name), None)
+            if not bind:
+                BucketRow.objects.using(lifecycle.alias()).filter(key=key).update(wake_at=None)
+                continue
+            self._learn([bind])
+            self.to_wake[key] = bind
+            self._open_those_of(name, int(self.allowance.left(bind)) + 1)
+
+    def _open_those_of(self, waits_on: str, many: int) -> None:
+        rows = Lane.objects.using(lifecycle.alias()).filter(waits_on=waits_on)
+        _open_lanes(list(rows.order_by("priority", "turn", "head_at").values_list("pk", flat=True)[:many]))
+
+    def _open_shares(self) -> None:
+        """Open shares whose time has come, at the lowest turn of those that are open: nobody saves turns up."""
+        greatest = "GREATEST" if lifecycle.database().vendor == "postgresql" else "MAX"
+        _run(
+            f"UPDATE jobs_share SET is_open = %s, turn = {greatest}(turn, COALESCE((SELECT MIN(o.turn) "
+            "FROM jobs_share o WHERE o.is_open AND o.queue = jobs_share.queue AND o.priority = jobs_share.priority), "
+            "0)) WHERE NOT is_open AND open_at <= %s",
+            [True, self.at],
+        )
+
+    # --- Choosing ---
+
+    def _queues(self) -> Iterable[str]:
+        """The queues with an open share; one look for each, however many shares it has."""
+        last: str | None = None
+        while True:
+            rows = Share.objects.using(lifecycle.alias()).filter(is_open=True).order_by("queue")
+            last = (rows if last is None else rows.filter(queue__gt=last)).values_list("queue", flat=True).first()
+            if last is None:
+                return
+            yield last
+
+    def _rooms(self, queues: Sequence[str]) -> dict[str, int]:
+        """How many jobs the workers of each queue can soon take."""
+        alive = self.now - timedelta(seconds=settings().LEASE)
+        hands: Counter[str] = Counter()
+        for worker in Worker.objects.using(lifecycle.alias()).filter(seen_at__gt=alive):
+            for queue in worker.queues:
+                hands[queue] += max(0, worker.concurrency - worker.stuck)
+        flying: Counter[tuple[str, str]] = Counter()
+        for queue, state, many in _all(
+            "SELECT j.queue, j.state, COUNT(*) FROM jobs_slot s JOIN jobs_job j ON j.id = s.job_id "
+            "WHERE s.key = '' GROUP BY j.queue, j.state"
+        ):
+            flying[queue, state] = many
+        return {
+            queue: hands[queue] + _further(queue, flying[queue, "reserved"]) - flying[queue, "reserved"]
+            - flying[queue, "running"]
+            for queue in queues
+        }  # fmt: skip
+
+    def _choose(self, queue: str, room: int) -> None:
+        """Fill the room of a queue."""
+        if room <= 0:
+            return
+        lines = {p.value: _Line(self, queue, p.value, room) for p in Priority}
+        age = _Age(self, queue, lines)
+        left = room
+        while left > 0:
+            aged = age.turn()
+            line = aged or next((line for line in lines.values() if line.next()), None)
+            job_id = line.take() if line else None
+            if line is None:
+                break
+            if job_id is not None:
+                left -= 1
+                age.note(line, aged is not None)
+                if aged is not None:
+                    self.overdue.add(job_id)
+        age.write()
+
+    def weight(self, tenant: str) -> float:
+        """How many turns a tenant has for one of another."""
+        said = self.said.get((Allotment.Kind.WEIGHT, tenant))
+        return said.amount if said else 1.0
+
+    def admit(self, lane: _Lane) -> bool:
+        """Take what the next job of a lane needs, all or nothing; close the lane where a key has none left."""
+        if (Pause.Kind.TASK.value, lane.task) in self.paused:
+            lane.closed = PAUSED
+            return False
+        self._learn(lane.binds)
+        lane.closed = self.allowance.refusal(lane.binds)
+        if lane.closed is not None:
+            return False
+        self.allowance.take(lane.binds)
+        return True
+
+    def _learn(self, binds: Iterable[Bind]) -> None:
+        """Read how much of these keys is used."""
+        unknown = self.allowance.unknown(binds)
+        slots = sorted(bind.key for bind in unknown if bind.kind is Kind.SLOTS)
+        for part in _parts(slots):
+            self.allowance.used |= dict.fromkeys(part, 0)
+            marks = ", ".join(["%s"] * len(part))
+            used = _all(f"SELECT key, COUNT(*) FROM jobs_slot WHERE key IN ({marks}) GROUP BY key", part)
+            self.allowance.used |= {key: int(many) for key, many in used}
+        tokens = {bind.key: bind for bind in unknown if bind.kind is Kind.TOKENS}
+        for part in _parts(sorted(tokens)):
+            rows = BucketRow.objects.using(lifecycle.alias()).in_bulk(part)
+            for key in part:
+                row = rows.get(key)
+                full = self._in_force(tokens[key]).burst
+                self.allowance.buckets[key] = Bucket(row.tokens if row else full, row.filled_at if row else self.now)
+
+    def _in_force(self, bind: Bind) -> Numbers:
+        """What a key allows today: as an operator said, else as the code does, else as it did when it was made."""
+        for name in (bind.key, bind.rule):
+            said = self.said.get((bind.kind.value, name))
+            if said is not None:
+                return Numbers(said.amount, said.burst)
+        return in_code().get((bind.kind, bind.rule), bind.numbers)
+
+    def learn_all(self, lanes: Iterable[_Lane]) -> None:
+        """Read the keys of many lanes at once."""
+        self._learn([bind for lane in lanes for bind in lane.binds])
+
+    # --- Writing ---
+
+    def _write(self) -> list[Job]:
+        jobs = lifecycle.reserve(list(self.chosen)) if self.chosen else []
+        slots = [
+            Slot(job_id=job.pk, key=key)
+            for job in jobs
+            for key in ("", *(b.key for b in self.chosen[job.pk].binds if b.kind is Kind.SLOTS))
+        ]
+        Slot.objects.using(lifecycle.alias()).bulk_create(slots, ignore_conflicts=True, batch_size=SLICE)
+        self._write_lanes()
+        self._write_buckets()
+        for job in jobs:
+            job.overdue = job.pk in self.overdue  # type: ignore[attr-defined]
+        return jobs
+
+    def _write_lanes(self) -> None:
+        lanes = [(share, lane) for share in self.looked_at for lane in share.seen.values()]
+        _many("UPDATE jobs_share SET turn = %s WHERE id = %s", [(share.turn, share.id) for share in self.looked_at])
+        closed = [(share, lane, lane.closed) for share, lane in lanes if lane.closed is not None]
+        _renew_lanes([lane.id for _, lane in lanes if lane.closed is None])
+        _renew_heads([lane.id for _, lane, _ in closed if lane.chosen])
+        _many(
+            "UPDATE jobs_lane SET waits_on = %s, open_at = %s, turn = %s WHERE id = %s",
+            [
+                (closed_by if isinstance(closed_by, str) else closed_by.by.name,
+                 lifecycle.prepared("due_at", self.now + RECHECK), share.turn, lane.id)
+                for share, lane, closed_by in closed
+            ],
+        )  # fmt: skip
+        for _, _, closed_by in closed:
+            if isinstance(closed_by, Closed) and closed_by.until is not None:
+                self.to_wake[closed_by.by.key] = closed_by.by
+        _renew_shares([share.id for share in self.looked_at])
+
+    def _write_buckets(self) -> None:
+        keys = self.allowance.taken_from | set(self.to_wake)
+        rows = []
+        for key in sorted(keys):
+            bucket, bind = self.allowance.buckets[key], self.to_wake.get(key)
+            refusal = self.allowance.refusal([bind]) if bind else None
+            wake_at = (refusal.until if refusal else self.now) if bind else None
+            rows.append(BucketRow(key=key, tokens=bucket.tokens, filled_at=bucket.filled_at, wake_at=wake_at))
+        BucketRow.objects.using(lifecycle.alias()).bulk_create(
+            [row for row in rows if row.wake_at is not None], update_conflicts=True, unique_fields=["key"],
+            update_fields=["tokens", "filled_at", "wake_at"], batch_size=SLICE,
+        )  # fmt: skip
+        BucketRow.objects.using(lifecycle.alias()).bulk_create(
+            [row for row in rows if row.wake_at is None], update_conflicts=True, unique_fields=["key"],
+            update_fields=["tokens", "filled_at"], batch_size=SLICE,
+        )  # fmt: skip
+
+
+class _Line:
+    """The open shares of a queue and priority, by turn."""
+
+    def __init__(self, release: Release, queue: str, priority: int, room: int) -> None:
+        self.release, self.queue, self.priority, self.room = release, queue, priority, room
+        self._heap: list[_Share] | None = None
+
+    def next(self) -> bool:
+        """Whether a job may be there to be taken."""
+        if self._heap is None:
+            self._heap = self._read()
+        return bool(self._heap)
+
+    def take(self) -> UUID | None:
+        """The next job of the share whose turn it is; None where that has none that may go."""
+        if not self.next():
+            return None
+        assert self._heap is not None
+        share = self._heap[0]
+        lane = self._lane(share)
+        if lane is None:
+            heapq.heappop(self._heap)
+            return None
+        if not self.release.admit(lane):
+            heapq.heappop(share.lanes)
+            return None
+        job_id = lane.jobs.popleft()
+        lane.chosen.append(job_id)
+        self.release.chosen[job_id] = lane
+        share.turn += 1.0 / share.weight
+        heapq.heapreplace(self._heap, share)
+        return job_id
+
+    def _lane(self, share: _Share) -> _Lane | None:
+        """The lane of a share whose first job is the oldest, with that job."""
+        while True:
+            if not share.lanes and not share.all_read:
+                self._read_lanes(share)
+            if not share.lanes:
+                return None
+            lane = share.lanes[0]
+            if not lane.jobs and not lane.all_read:
+                self._read_jobs(lane)
+            if lane.jobs:
+                return lane
+            heapq.heappop(share.lanes)
+
+    def _read(self) -> list[_Share]:
+        """The first shares, each with its first lane, and the first job of that."""
+        at, places = self.release.at, count()
+        rows = _all(
+            "SELECT s.id, s.turn, s.open_at, s.tenant, l.id, l.head_at, l.task, l.bound, j.id FROM "
+            "(SELECT * FROM jobs_share WHERE is_open AND queue = %s AND priority = %s "
+            f"ORDER BY turn, open_at LIMIT {min(LOOKS, self.room + 20)}) s "
+            "LEFT JOIN jobs_lane l ON l.id = (SELECT id FROM jobs_lane WHERE share_id = s.id AND open_at <= %s "
+            "ORDER BY open_at LIMIT 1) "
+            f"LEFT JOIN jobs_job j ON j.id = ({_first_jobs('l.id')} LIMIT 1) ORDER BY s.turn, s.open_at",
+            [self.queue, self.priority, at, at],
+        )
+        shares = []
+        for share_id, turn, since, tenant, lane_id, head, task, bound, job_id in rows:
+            share = _Share(turn, since, next(places), share_id, self.release.weight(tenant))
+            if lane_id is not None:
+                lane = _Lane(head, lane_id, task, limits.binds(bound))
+                lane.jobs.extend([UUID(str(job_id))] if job_id is not None else [])
+                lane.all_read = job_id is None
+                share.lanes, share.seen = [lane], {lane_id: lane}
+            shares.append(share)
+        self.release.looked_at += shares
+        self.release.learn_all(lane for share in shares for lane in share.lanes)
+        heapq.heapify(shares)
+        return shares
+
+    def _read_lanes(self, share: _Share) -> None:
+        """Further lanes of a share."""
+        marks = ", ".join(["%s"] * len(share.seen))
+        others = f"AND id NOT IN ({marks})" if share.seen else ""
+        rows = _all(
+            f"SELECT id, head_at, task, bound FROM jobs_lane WHERE share_id = %s AND open_at <= %s {others} "
+            f"ORDER BY open_at LIMIT {SLICE}",
+            [share.id, self.release.at, *share.seen],
+        )
+        share.all_read = len(rows) < SLICE or len(share.seen) > SLICE
+        for lane_id, head, task, bound in rows:
+            share.seen[lane_id] = lane = _Lane(head, lane_id, task, limits.binds(bound))
+            heapq.heappush(share.lanes, lane)
+        self.release.learn_all(share.lanes)
+
+    def _read_jobs(self, lane: _Lane) -> None:
+        """Further jobs of a lane."""
+        others = f"AND id NOT IN ({', '.join(['%s'] * len(lane.chosen))})" if lane.chosen else ""
+        chosen = [lifecycle.prepared("id", job_id) for job_id in lane.chosen]
+        rows = _all(f"{_first_jobs('%s', others)} LIMIT {min(SLICE, self.room)}", [lane.id, self.release.at, *chosen])
+        lane.jobs.extend(UUID(str(row[0])) for row in rows)
+        lane.all_read = not rows
+
+
+class _Age:
+    """One in ``ONE_IN`` releases of a queue, for the line below whose first share has waited for too long."""
+
+    def __init__(self, release: Release, queue: str, lines: dict[int, _Line]) -> None:
+        self.key, self.release, self.lines = f"age of {queue}", release, lines
+        late = release.now - timedelta(seconds=settings().AGEING)
+        rows = Share.objects.using(lifecycle.alias()).filter(queue=queue, is_open=True)
+        self.oldest: list[tuple[datetime, int]] = []
+        for priority in lines:
+            since = rows.filter(priority=priority).order_by("open_at").values_list("open_at", flat=True).first()
+            if since is not None and since <= late:
+                self.oldest.append((since, priority))
+        self.oldest.sort()
+        self.before = self.saved = 0.0
+        if self.oldest:
+            row = BucketRow.objects.using(lifecycle.alias()).filter(pk=self.key).first()
+            self.before = self.saved = row.tokens if row else 0.0
+
+    def turn(self) -> _Line | None:
+        """The line whose turn it is out of its order, None while none is."""
+        if self.saved < ONE_IN - 1:
+            return None
+        return next((self.lines[p] for _, p in self.oldest if self.lines[p].next()), None)
+
+    def note(self, line: _Line, aged: bool) -> None:
+        """A job of this line goes."""
+        if aged:
+            self.saved = 0.0
+        elif any(priority > line.priority for _, priority in self.oldest):
+            self.saved = min(self.saved + 1, ONE_IN - 1)
+
+    def write(self) -> None:
+        """Keep the count for the next release."""
+        if self.saved != self.before:
+            BucketRow.objects.using(lifecycle.alias()).update_or_create(
+                key=self.key, defaults={"tokens": self.saved, "filled_at": self.release.now}
+            )
+
+
+# --- The rows -----------------------------------------------------------------------------------------
+
+
+def in_code() -> dict[tuple[Kind, str], Numbers]:
+    """What the limits of the project's tasks allow, by their rule; the smaller where two tasks differ."""
+    tasks = declared.tasks()
+    if len(tasks) != _in_code[0]:
+        found: dict[tuple[Kind, str], Numbers] = {}
+        for name, task in tasks.items():
+            for limit in getattr(task, "limits", None) or ():
+                if isinstance(limit, limits.Concurrency | limits.Rate):
+                    rule = (limits.kind_of(limit), limits.rule_of(name, limit))
+                    found[rule] = min(found.get(rule, limit.numbers), limit.numbers)
+        _in_code[:] = [len(tasks), found]
+    known: dict[tuple[Kind, str], Numbers] = _in_code[1]
+    return known
+
+
+_in_code: list[Any] = [-1, {}]
+
+
+def _further(queue: str, reserved: int) -> int:
+    """How many jobs the broker may hold beyond the hands of the workers: more where these take them at once."""
+    ahead = _ahead.get(queue, 1)
+    ahead = (
+        min(AHEAD, ahead * 2)
+        if not reserved and queue in _ahead
+        else max(1, ahead // 2)
+        if reserved >= ahead
+        else ahead
+    )
+    _ahead[queue] = ahead
+    return ahead
+
+
+def _first_jobs(lane: str, others: str = "") -> str:
+    return (
+        f"SELECT id FROM jobs_job WHERE lane = {lane} AND {_WAITS} AND due_at <= %s AND cancel_requested_at IS NULL "
+        f"{others} ORDER BY due_at, id"
+    )
+
+
+def _open_lanes(ids: Sequence[str]) -> None:
+    for part in _parts(ids):
+        marks = ", ".join(["%s"] * len(part))
+        rows = _all(
+            f"UPDATE jobs_lane SET waits_on = '', open_at = head_at WHERE id IN ({marks}) RETURNING share_id", part
+        )
+        _renew_shares([row[0] for row in rows])
+
+
+def _renew_lanes(ids: Sequence[str]) -> None:
+    """Lanes are open from when their first job is due; one without jobs is no more."""
+    for part in _parts(ids):
+        marks = ", ".join(["%s"] * len(part))
+        _run(
+            f"DELETE FROM jobs_lane WHERE id IN ({marks}) AND NOT EXISTS (SELECT 1 FROM jobs_job j "
+            f"WHERE j.lane = jobs_lane.id AND {_WAITS} AND j.due_at IS NOT NULL)", part,
+        )  # fmt: skip
+        _run(f"UPDATE jobs_lane SET head_at = {_HEAD}, open_at = {_HEAD}, waits_on = '' WHERE id IN ({marks})", part)
+
+
+def _renew_heads(ids: Sequence[str]) -> None:
+    for part in _parts(ids):
+        marks = ", ".join(["%s"] * len(part))
+        _run(f"UPDATE jobs_lane SET head_at = COALESCE({_HEAD}, head_at) WHERE id IN ({marks})", part)
+
+
+_HEAD = f"(SELECT MIN(j.due_at) FROM jobs_job j WHERE j.lane = jobs_lane.id AND {_WAITS})"
+
+
+def _renew_shares(ids: Sequence[int]) -> None:
+    """Shares are open from when one of their lanes is; one without lanes is no more."""
+    first = "(SELECT MIN(l.open_at) FROM jobs_lane l WHERE l.share_id = jobs_share.id)"
+    for part in _parts(sorted(set(ids))):
+        marks = ", ".join(["%s"] * len(part))
+        _run(
+            f"DELETE FROM jobs_share WHERE id IN ({marks}) "
+            "AND NOT EXISTS (SELECT 1 FROM jobs_lane l WHERE l.share_id = jobs_share.id)", part,
+        )  # fmt: skip
+        _run(
+            f"UPDATE jobs_share SET open_at = {first}, is_open = (is_open AND {first} <= {lifecycle.clock_sql()}) "
+            f"WHERE id IN ({marks})", part,
+        )  # fmt: skip
+
+
+def _locked() -> bool:
+    """Whether this transaction is the one that releases; on SQLite, one transaction writes at a time."""
+    if lifecycle.database().vendor != "postgresql":
+        return True
+    return bool(_one("SELECT pg_try_advisory_xact_lock(%s)", [LOCK])[0])
+
+
+def _parts(whole: Sequence[Any]) -> Iterable[list[Any]]:
+    for start in range(0, len(whole), SLICE):
+        yield list(whole[start : start + SLICE])
+
+
+def _one(sql: str, parameters: Sequence[Any] = ()) -> Any:
+    return _all(sql, parameters)[0]
+
+
+def _all(sql: str, parameters: Sequence[Any] = ()) -> list[Any]:
+    with lifecycle.database().cursor() as cursor:
+        cursor.execute(sql, list(parameters))
+        return cursor.fetchall()
+
+
+def _run(sql: str, parameters: Sequence[Any] = ()) -> None:
+    with lifecycle.database().cursor() as cursor:
+        cursor.execute(sql, list(parameters))
+
+
+def _many(sql: str, rows: Sequence[Sequence[Any]]) -> None:
+    if rows:
+        with lifecycle.database().cursor() as cursor:
+            cursor.executemany(sql, list(rows))

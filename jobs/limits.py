@@ -1,0 +1,210 @@
+"""What a task declares of limits, and the keys by which they bind one job. Pure."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import re
+import string
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Final, NamedTuple
+
+from jobs.errors import DeclarationError, KeyCannotBeMade
+
+KEY_LENGTH: Final = 200
+# What every key may name beside the parameters of the body.
+PLACES: Final = ("task", "queue", "tenant")
+_QUEUE: Final = "\ue000queue\ue000"  # until it is known to which queue a job goes
+_SPANS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_RATE: Final = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*/\s*(s|m|h|d)\s*$")
+
+LimitKey = str | Callable[..., str]
+
+
+class Kind(str, Enum):
+    """What a key counts."""
+
+    SLOTS = "slots"  # jobs at a time
+    TOKENS = "tokens"  # jobs in a span of time
+
+
+@dataclass(frozen=True, slots=True)
+class Concurrency:
+    """At most ``limit`` jobs with this key at a time: ``Concurrency("customer:{customer_id}", 1)``."""
+
+    key: LimitKey
+    limit: int = 1
+
+    def __post_init__(self) -> None:
+        if isinstance(self.limit, bool) or not isinstance(self.limit, int) or self.limit < 1:
+            raise DeclarationError(
+                f"Concurrency({self.key!r}, {self.limit!r}): say how many may run at a time, 1 or more. "
+                "To let none run, pause the queue or the task."
+            )
+
+    @property
+    def numbers(self) -> Numbers:
+        """What it allows."""
+        return Numbers(float(self.limit), float(self.limit))
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """At most so many starts in a span of time: ``Rate("gateway", "20/s")``, or with a burst: ``Rate(…, burst=50)``.
+
+    The burst, as many as in one span where it is not given, may start at once after a quiet time.
+    """
+
+    key: LimitKey
+    rate: str
+    burst: int | None = None
+
+    def __post_init__(self) -> None:
+        found = _RATE.match(self.rate) if isinstance(self.rate, str) else None
+        if found is None or not float(found[1]) > 0:
+            raise DeclarationError(
+                f'Rate({self.key!r}, {self.rate!r}): say how many in which span, such as "20/s", "100/m", "5/h" or "1/d".'
+            )
+        if self.burst is not None and (
+            isinstance(self.burst, bool) or not isinstance(self.burst, int) or self.burst < 1
+        ):
+            raise DeclarationError(
+                f"Rate({self.key!r}, …, burst={self.burst!r}): a burst is a whole number, 1 or more."
+            )
+
+    @property
+    def numbers(self) -> Numbers:
+        """What it allows.
+
+        >>> Rate("gateway", "120/m").numbers
+        Numbers(amount=2.0, burst=120.0)
+        """
+        return rate_numbers(self.rate, self.burst)
+
+
+class Numbers(NamedTuple):
+    """What a limit allows: slots, or tokens in a second and the most that can be saved up."""
+
+    amount: float
+    burst: float
+
+
+def rate_numbers(rate: str, burst: float | None = None) -> Numbers:
+    """What a rate such as "20/s" allows. Raises ``ValueError`` for another text."""
+    found = _RATE.match(rate)
+    if found is None or not float(found[1]) > 0:
+        raise ValueError(f'A rate is written as "20/s", "100/m", "5/h" or "1/d", not {rate!r}.')
+    many, span = float(found[1]), _SPANS[found[2]]
+    return Numbers(many / span, max(1.0, float(burst or many)))
+
+
+Limit = Concurrency | Rate
+
+
+class Bind(NamedTuple):
+    """A key that binds one job: what it counts, the rule that made it, and what that allowed when it was made."""
+
+    kind: Kind
+    key: str
+    rule: str
+    numbers: Numbers
+
+    @property
+    def name(self) -> str:
+        """The key, apart from those of the other kind."""
+        return f"{self.kind.value} {self.key}"
+
+
+def check_limits(name: str, limits: Any, parameters: Mapping[str, Any] | None) -> None:
+    """Refuse limits that can never be kept: at declaration, with the remedy."""
+    if isinstance(limits, Concurrency | Rate) or not isinstance(limits, Sequence) or isinstance(limits, str):
+        raise DeclarationError(f'The limits of {name} must be a list, such as [Concurrency("x", 1)], not {limits!r}.')
+    for limit in limits:
+        if not isinstance(limit, Concurrency | Rate):
+            raise DeclarationError(f"A limit of {name} must be a Concurrency or a Rate, not {limit!r}.")
+        if not callable(limit.key):
+            _check_template(name, limit.key, parameters)
+    rules = [(kind_of(limit), limit.key) for limit in limits]
+    for twice in (rule for rule in rules if rules.count(rule) > 1):
+        raise DeclarationError(f"{name} has two limits of one kind for the key {twice[1]!r}. Keep the smaller one.")
+
+
+def _check_template(name: str, key: Any, parameters: Mapping[str, Any] | None) -> None:
+    if not isinstance(key, str) or not key.strip():
+        raise DeclarationError(
+            f"The key of a limit of {name} must be a text or a function, not {key!r}. For one limit for all jobs of "
+            'the task write "{task}".'
+        )
+    try:
+        fields = [f.split(".")[0].split("[")[0] for _, f, _, _ in string.Formatter().parse(key) if f is not None]
+    except ValueError as error:
+        raise DeclarationError(f"The key {key!r} of a limit of {name} is not a template: {error}.") from None
+    if parameters is None or any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return
+    missing = [field for field in fields if field not in parameters and field not in PLACES]
+    if missing:
+        raise DeclarationError(
+            f"The key {key!r} of a limit of {name} uses {', '.join(missing)}, which its body does not take. "
+            f"It may use: {', '.join(dict.fromkeys([*parameters, *PLACES]))}."
+        )
+
+
+def kind_of(limit: Limit) -> Kind:
+    """What a limit counts."""
+    return Kind.SLOTS if isinstance(limit, Concurrency) else Kind.TOKENS
+
+
+def rule_of(name: str, limit: Limit) -> str:
+    """By what a declared limit is known: its template, or the function of its task."""
+    return f"{name}:{getattr(limit.key, '__name__', 'key')}" if callable(limit.key) else limit.key
+
+
+def bound(name: str, limits: Iterable[Limit], arguments: Mapping[str, Any], tenant: str) -> str:
+    """The keys that bind a job of these arguments, as its row keeps them; ``settle`` puts in its queue.
+
+    >>> settle(bound("charge", [Concurrency("customer:{id}", 2)], {"id": 7}, ""), "default")
+    '[["slots","customer:7","customer:{id}",2.0,2.0]]'
+    """
+    made = [
+        [kind_of(limit).value, _key(name, limit, arguments, tenant), rule_of(name, limit), *limit.numbers]
+        for limit in limits
+    ]
+    return json.dumps(made, separators=(",", ":"), ensure_ascii=False) if made else ""
+
+
+def settle(text: str, queue: str) -> str:
+    """The same keys, once the queue is known."""
+    return text.replace(_QUEUE, json.dumps(queue, ensure_ascii=False)[1:-1]) if text else text
+
+
+def _key(name: str, limit: Limit, arguments: Mapping[str, Any], tenant: str) -> str:
+    try:
+        if callable(limit.key):
+            made = limit.key(**arguments)
+        else:
+            made = limit.key.format(**{"task": name, "queue": _QUEUE, "tenant": tenant, **arguments})
+    except Exception as error:
+        raise KeyCannotBeMade(
+            f"The key of a limit of {name} cannot be made from {sorted(arguments)}: {type(error).__name__}: {error}."
+        ) from error
+    if not isinstance(made, str) or not made:
+        raise KeyCannotBeMade(f"The key of a limit of {name} must be a text that is not empty, not {made!r}.")
+    if "\x00" in made or len(made) > KEY_LENGTH:
+        return "sha256:" + hashlib.sha256(made.encode(errors="surrogatepass")).hexdigest()
+    return made.encode(errors="replace").decode()
+
+
+@functools.lru_cache(maxsize=4096)
+def binds(text: str) -> tuple[Bind, ...]:
+    """The keys that a row keeps."""
+    rows = json.loads(text) if text else []
+    return tuple(Bind(Kind(kind), key, rule, Numbers(amount, burst)) for kind, key, rule, amount, burst in rows)
+
+
+def lane(queue: str, priority: int, tenant: str, task: str, text: str) -> str:
+    """The name of a job's lane: that of all jobs which may go when it may."""
+    content = json.dumps([queue, priority, tenant, task, text])
+    return hashlib.blake2b(content.encode(errors="surrogatepass"), digest_size=16).hexdigest()
