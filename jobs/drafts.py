@@ -79,7 +79,8 @@ def _read(name: str, task: Any) -> Declaration:
         key=_key_of(task), key_scope=getattr(task, "key_scope", WHILE_UNFINISHED),
         version=getattr(task, "version", 1), upcasters=getattr(task, "upcasters", None),
         idempotent=getattr(task, "idempotent", False), transactional=getattr(task, "transactional", False),
-        retry_policy=policy, limits=tuple(getattr(task, "limits", ())), max_attempts=None if policy.max_attempts else _of_celery(task),
+        retry_policy=policy, limits=tuple(getattr(task, "limits", ())),
+        max_attempts=None if policy.max_attempts else _of_celery(task),
         time_limit=getattr(task, "time_limit", None), soft_time_limit=getattr(task, "soft_time_limit", None),
     )  # fmt: skip
 

@@ -10,7 +10,6 @@ from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from itertools import count
 from typing import Any
 from uuid import UUID
 
@@ -34,7 +33,7 @@ RECHECK = timedelta(seconds=5)  # after which a closed lane is looked at, even i
 PAUSED = "pause"
 
 _IN_FLIGHT = f"('{State.RESERVED.value}', '{State.RUNNING.value}')"
-_WAITS = "finished_at IS NULL AND lane <> '' AND state IN ({})".format(
+_WAITS = "finished_at IS NULL AND NOT (lane = '') AND state IN ({})".format(
     ", ".join(f"'{s.value}'" for s in sorted(WAITING))
 )
 _ahead: dict[str, int] = {}
@@ -81,13 +80,14 @@ def mend(limit: int = 1000) -> int:
 
 @dataclass(order=True, slots=True)
 class _Lane:
-    """A lane, while its jobs are chosen."""
+    """A lane, while its jobs are chosen: of two that came at the same moment, the one whose job was made first."""
 
     head: Any
+    first: str
     id: str = field(compare=False)
     task: str = field(compare=False)
     binds: tuple[Bind, ...] = field(compare=False)
-    jobs: deque[UUID] = field(compare=False, default_factory=deque)
+    jobs: deque[tuple[Any, UUID]] = field(compare=False, default_factory=deque)
     chosen: list[UUID] = field(compare=False, default_factory=list)
     all_read: bool = field(compare=False, default=False)
     closed: Closed | str | None = field(compare=False, default=None)
@@ -99,12 +99,18 @@ class _Share:
 
     turn: float
     since: Any
-    place: int
+    first: str
     id: int = field(compare=False)
     weight: float = field(compare=False)
     lanes: list[_Lane] = field(compare=False, default_factory=list)
     seen: dict[str, _Lane] = field(compare=False, default_factory=dict)
     all_read: bool = field(compare=False, default=False)
+
+
+def _lane(head: Any, lane_id: str, task: str, bound: str, job_id: Any) -> _Lane:
+    """A lane as it was read, with its first job."""
+    jobs = deque([(head, UUID(str(job_id)))] if job_id is not None else [])
+    return _Lane(head, str(job_id or ""), lane_id, task, limits.binds(bound), jobs, all_read=job_id is None)
 
 
 class Release:
@@ -176,8 +182,10 @@ class Release:
         rows.bulk_create(new, ignore_conflicts=True, batch_size=SLICE)
         ids: dict[tuple[str, int, str], int] = {}
         for part in _parts(sorted({tenant for _, _, tenant in wanted})):
-            for pk, *named in rows.filter(tenant__in=part).values_list("pk", "queue", "priority", "tenant"):
-                ids[named[0], named[1], named[2]] = pk
+            for pk, queue, priority, tenant in rows.filter(tenant__in=part).values_list(
+                "pk", "queue", "priority", "tenant"
+            ):
+                ids[queue, priority, tenant] = pk
         return ids
 
     def _wake(self, freed: Sequence[tuple[UUID, str]]) -> None:
@@ -386,8 +394,11 @@ class _Line:
         if not self.release.admit(lane):
             heapq.heappop(share.lanes)
             return None
-        job_id = lane.jobs.popleft()
+        _, job_id = lane.jobs.popleft()
         lane.chosen.append(job_id)
+        if lane.jobs:
+            lane.head, lane.first = lane.jobs[0][0], str(lane.jobs[0][1])
+            heapq.heapreplace(share.lanes, lane)
         self.release.chosen[job_id] = lane
         share.turn += 1.0 / share.weight
         heapq.heapreplace(self._heap, share)
@@ -396,20 +407,21 @@ class _Line:
     def _lane(self, share: _Share) -> _Lane | None:
         """The lane of a share whose first job is the oldest, with that job."""
         while True:
-            if not share.lanes and not share.all_read:
+            if not share.all_read and (not share.lanes or share.lanes[0].chosen):
                 self._read_lanes(share)
             if not share.lanes:
                 return None
             lane = share.lanes[0]
-            if not lane.jobs and not lane.all_read:
-                self._read_jobs(lane)
             if lane.jobs:
                 return lane
-            heapq.heappop(share.lanes)
+            if lane.all_read or not self._read_jobs(lane):
+                heapq.heappop(share.lanes)
+            else:
+                heapq.heapify(share.lanes)
 
     def _read(self) -> list[_Share]:
         """The first shares, each with its first lane, and the first job of that."""
-        at, places = self.release.at, count()
+        at = self.release.at
         rows = _all(
             "SELECT s.id, s.turn, s.open_at, s.tenant, l.id, l.head_at, l.task, l.bound, j.id FROM "
             "(SELECT * FROM jobs_share WHERE is_open AND queue = %s AND priority = %s "
@@ -421,11 +433,10 @@ class _Line:
         )
         shares = []
         for share_id, turn, since, tenant, lane_id, head, task, bound, job_id in rows:
-            share = _Share(turn, since, next(places), share_id, self.release.weight(tenant))
+            first = str(job_id or "")
+            share = _Share(turn, since, first, share_id, self.release.weight(tenant))
             if lane_id is not None:
-                lane = _Lane(head, lane_id, task, limits.binds(bound))
-                lane.jobs.extend([UUID(str(job_id))] if job_id is not None else [])
-                lane.all_read = job_id is None
+                lane = _lane(head, lane_id, task, bound, job_id)
                 share.lanes, share.seen = [lane], {lane_id: lane}
             shares.append(share)
         self.release.looked_at += shares
@@ -436,25 +447,31 @@ class _Line:
     def _read_lanes(self, share: _Share) -> None:
         """Further lanes of a share."""
         marks = ", ".join(["%s"] * len(share.seen))
-        others = f"AND id NOT IN ({marks})" if share.seen else ""
+        others = f"AND l.id NOT IN ({marks})" if share.seen else ""
         rows = _all(
-            f"SELECT id, head_at, task, bound FROM jobs_lane WHERE share_id = %s AND open_at <= %s {others} "
-            f"ORDER BY open_at LIMIT {SLICE}",
-            [share.id, self.release.at, *share.seen],
+            f"SELECT l.id, l.head_at, l.task, l.bound, ({_first_jobs('l.id')} LIMIT 1) FROM jobs_lane l "
+            f"WHERE l.share_id = %s AND l.open_at <= %s {others} ORDER BY l.open_at LIMIT {SLICE}",
+            [self.release.at, share.id, self.release.at, *share.seen],
         )
         share.all_read = len(rows) < SLICE or len(share.seen) > SLICE
-        for lane_id, head, task, bound in rows:
-            share.seen[lane_id] = lane = _Lane(head, lane_id, task, limits.binds(bound))
+        for lane_id, head, task, bound, job_id in rows:
+            share.seen[lane_id] = lane = _lane(head, lane_id, task, bound, job_id)
             heapq.heappush(share.lanes, lane)
         self.release.learn_all(share.lanes)
 
-    def _read_jobs(self, lane: _Lane) -> None:
-        """Further jobs of a lane."""
+    def _read_jobs(self, lane: _Lane) -> bool:
+        """Further jobs of a lane; False when there are none."""
         others = f"AND id NOT IN ({', '.join(['%s'] * len(lane.chosen))})" if lane.chosen else ""
         chosen = [lifecycle.prepared("id", job_id) for job_id in lane.chosen]
-        rows = _all(f"{_first_jobs('%s', others)} LIMIT {min(SLICE, self.room)}", [lane.id, self.release.at, *chosen])
-        lane.jobs.extend(UUID(str(row[0])) for row in rows)
+        rows = _all(
+            f"{_first_jobs('%s', others, 'id, due_at')} LIMIT {min(SLICE, self.room)}",
+            [lane.id, self.release.at, *chosen],
+        )
+        lane.jobs.extend((due_at, UUID(str(job_id))) for job_id, due_at in rows)
         lane.all_read = not rows
+        if rows:
+            lane.head, lane.first = rows[0][1], str(rows[0][0])
+        return bool(rows)
 
 
 class _Age:
@@ -479,7 +496,10 @@ class _Age:
         """The line whose turn it is out of its order, None while none is."""
         if self.saved < ONE_IN - 1:
             return None
-        return next((self.lines[p] for _, p in self.oldest if self.lines[p].next()), None)
+        top = next((p for p, line in self.lines.items() if line.next()), None)
+        return next(
+            (self.lines[p] for _, p in self.oldest if top is not None and p > top and self.lines[p].next()), None
+        )
 
     def note(self, line: _Line, aged: bool) -> None:
         """A job of this line goes."""
@@ -531,10 +551,10 @@ def _further(queue: str, reserved: int) -> int:
     return ahead
 
 
-def _first_jobs(lane: str, others: str = "") -> str:
+def _first_jobs(lane: str, others: str = "", columns: str = "id") -> str:
     return (
-        f"SELECT id FROM jobs_job WHERE lane = {lane} AND {_WAITS} AND due_at <= %s AND cancel_requested_at IS NULL "
-        f"{others} ORDER BY due_at, id"
+        f"SELECT {columns} FROM jobs_job WHERE lane = {lane} AND {_WAITS} AND due_at <= %s "
+        f"AND cancel_requested_at IS NULL {others} ORDER BY due_at, id"
     )
 
 
@@ -601,7 +621,7 @@ def _one(sql: str, parameters: Sequence[Any] = ()) -> Any:
 def _all(sql: str, parameters: Sequence[Any] = ()) -> list[Any]:
     with lifecycle.database().cursor() as cursor:
         cursor.execute(sql, list(parameters))
-        return cursor.fetchall()
+        return list(cursor.fetchall())
 
 
 def _run(sql: str, parameters: Sequence[Any] = ()) -> None:

@@ -9,7 +9,7 @@ import re
 import string
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 from typing import Any, Final, NamedTuple
 
 from jobs.errors import DeclarationError, KeyCannotBeMade
@@ -17,6 +17,7 @@ from jobs.errors import DeclarationError, KeyCannotBeMade
 KEY_LENGTH: Final = 200
 # What every key may name beside the parameters of the body.
 PLACES: Final = ("task", "queue", "tenant")
+NOBODY: Final = "(no tenant)"  # jobs without one count together
 _QUEUE: Final = "\ue000queue\ue000"  # until it is known to which queue a job goes
 _SPANS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _RATE: Final = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*/\s*(s|m|h|d)\s*$")
@@ -24,7 +25,7 @@ _RATE: Final = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*/\s*(s|m|h|d)\s*$")
 LimitKey = str | Callable[..., str]
 
 
-class Kind(str, Enum):
+class Kind(StrEnum):
     """What a key counts."""
 
     SLOTS = "slots"  # jobs at a time
@@ -39,7 +40,7 @@ class Concurrency:
     limit: int = 1
 
     def __post_init__(self) -> None:
-        if isinstance(self.limit, bool) or not isinstance(self.limit, int) or self.limit < 1:
+        if not _whole(self.limit):
             raise DeclarationError(
                 f"Concurrency({self.key!r}, {self.limit!r}): say how many may run at a time, 1 or more. "
                 "To let none run, pause the queue or the task."
@@ -63,14 +64,11 @@ class Rate:
     burst: int | None = None
 
     def __post_init__(self) -> None:
-        found = _RATE.match(self.rate) if isinstance(self.rate, str) else None
-        if found is None or not float(found[1]) > 0:
+        if not is_rate(self.rate):
             raise DeclarationError(
-                f'Rate({self.key!r}, {self.rate!r}): say how many in which span, such as "20/s", "100/m", "5/h" or "1/d".'
+                f'Rate({self.key!r}, {self.rate!r}): say how many in which span: "20/s", "100/m", "5/h" or "1/d".'
             )
-        if self.burst is not None and (
-            isinstance(self.burst, bool) or not isinstance(self.burst, int) or self.burst < 1
-        ):
+        if self.burst is not None and not _whole(self.burst):
             raise DeclarationError(
                 f"Rate({self.key!r}, …, burst={self.burst!r}): a burst is a whole number, 1 or more."
             )
@@ -85,6 +83,16 @@ class Rate:
         return rate_numbers(self.rate, self.burst)
 
 
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def is_rate(value: object) -> bool:
+    """Whether it says how many in which span."""
+    found = _RATE.match(value) if isinstance(value, str) else None
+    return found is not None and float(found[1]) > 0
+
+
 class Numbers(NamedTuple):
     """What a limit allows: slots, or tokens in a second and the most that can be saved up."""
 
@@ -95,7 +103,7 @@ class Numbers(NamedTuple):
 def rate_numbers(rate: str, burst: float | None = None) -> Numbers:
     """What a rate such as "20/s" allows. Raises ``ValueError`` for another text."""
     found = _RATE.match(rate)
-    if found is None or not float(found[1]) > 0:
+    if found is None or not is_rate(rate):
         raise ValueError(f'A rate is written as "20/s", "100/m", "5/h" or "1/d", not {rate!r}.')
     many, span = float(found[1]), _SPANS[found[2]]
     return Numbers(many / span, max(1.0, float(burst or many)))
@@ -181,11 +189,10 @@ def settle(text: str, queue: str) -> str:
 
 
 def _key(name: str, limit: Limit, arguments: Mapping[str, Any], tenant: str) -> str:
+    places: dict[str, Any] = {"task": name, "queue": _QUEUE, "tenant": tenant or NOBODY, **arguments}
+    made: Any
     try:
-        if callable(limit.key):
-            made = limit.key(**arguments)
-        else:
-            made = limit.key.format(**{"task": name, "queue": _QUEUE, "tenant": tenant, **arguments})
+        made = limit.key(**arguments) if callable(limit.key) else limit.key.format(**places)
     except Exception as error:
         raise KeyCannotBeMade(
             f"The key of a limit of {name} cannot be made from {sorted(arguments)}: {type(error).__name__}: {error}."

@@ -19,7 +19,7 @@ from jobs import declared, keys, lifecycle, limits, outage, publisher, sender
 from jobs.errors import BrokerUnavailable, OptionError, Unsendable
 from jobs.idempotency import WHILE_UNFINISHED, KeyScope
 from jobs.lifecycle import NOW, Clock, Plus
-from jobs.models import Job
+from jobs.models import Job, Share
 from jobs.publisher import Failures
 from jobs.states import Priority, State
 
@@ -33,7 +33,10 @@ FRESH = 2.0
 BATCH = 1000
 # How many a thread sends for its caller; whoever enqueues more at once goes no faster than the broker takes them.
 FEW = 100
+# Seconds for which it is taken for known whether others wait in a queue.
+LOOK_EVERY = 1.0
 
+_looks: dict[str, tuple[float | None, bool]] = {}
 _held_for: ContextVar[UUID | None] = ContextVar("mainstay_held_for", default=None)
 
 
@@ -89,12 +92,24 @@ def place(job: Job) -> None:
 
 
 def line_up(job: Job) -> bool:
-    """Give a draft its lane; False where nothing constrains it."""
-    if not job.bound and not job.tenant and job.priority == Priority.NORMAL:
+    """Give a draft its lane; False where nothing constrains it, and nobody waits whom it would overtake."""
+    if not job.bound and not job.tenant and job.priority == Priority.NORMAL and not _crowded(job.queue):
         return False
     job.bound = limits.settle(job.bound, job.queue)
     job.lane = limits.lane(job.queue, job.priority, job.tenant, job.task, job.bound)
     return True
+
+
+def _crowded(queue: str) -> bool:
+    """Whether jobs wait in a queue that a plain one must not overtake, as of a moment ago."""
+    looked, crowded = _looks.get(queue, (None, False))
+    now = time.monotonic()
+    if looked is None or now - looked > LOOK_EVERY:
+        rows = Share.objects.using(lifecycle.alias()).filter(queue=queue, priority__lte=Priority.NORMAL, is_open=True)
+        # The first look is put off: who enqueues once and ends need not ask.
+        crowded = looked is not None and rows.exists()
+        _looks[queue] = (now, crowded)
+    return crowded
 
 
 def _insert(job: Job, scope: KeyScope) -> UUID:

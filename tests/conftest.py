@@ -82,6 +82,15 @@ def unpaused() -> Iterator[None]:
         publisher._in_use._paused_until = 0.0
 
 
+@pytest.fixture(autouse=True)
+def nobody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test looks whether jobs wait that another one left; those of the lanes look by themselves."""
+    from jobs import outbox
+
+    monkeypatch.setattr(outbox, "LOOK_EVERY", float("inf"))
+    outbox._looks.clear()
+
+
 # --- Servers ----------------------------------------------------------------------------------------
 
 

@@ -7,7 +7,7 @@ from django.db import IntegrityError, transaction
 from django.db.models import ProtectedError
 
 from dlq.models import DeadLetter, Status
-from jobs import lifecycle, signals, successors
+from jobs import lanes, lifecycle, signals, successors
 from jobs.models import Job
 from jobs.states import State
 from tests.platform import attempt, drain, fresh, hurry, running
@@ -19,6 +19,7 @@ pytestmark = pytest.mark.django_db
 def dead(**options: Any) -> DeadLetter:
     """The letter of a job that failed."""
     job = boom.apply_async(("odd",), **options)
+    lanes.release(1)
     attempt(job.id)
     return DeadLetter.objects.get(job_id=job.id)
 

@@ -14,6 +14,7 @@ from django.db import connections
 from dlq import replay
 from dlq.models import DeadLetter, Replay, Status
 from dlq.replay import NotOpen
+from jobs import lanes
 from jobs.errors import PayloadError, Refused
 from jobs.models import Act, Job
 from jobs.payload import Payload
@@ -27,6 +28,7 @@ pytestmark = pytest.mark.django_db
 def dead(call: Callable[[], Any] = lambda: fail_unless.delay("open", 5)) -> DeadLetter:
     """The letter of a job that failed."""
     job = call()
+    lanes.release(1)
     attempt(job.id)
     return DeadLetter.objects.get(job_id=job.id)
 

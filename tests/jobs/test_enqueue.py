@@ -42,7 +42,7 @@ def test_a_new_jobs_id_is_time_ordered() -> None:
 
 def test_a_class_is_called_by_its_name() -> None:
     job = fresh(sample.Charge.delay(order=7))
-    assert (job.task, job.queue, job.priority) == (sample.Charge.name, "payments", Priority.HIGH)
+    assert (job.task, job.queue, job.priority) == (sample.Charge.name, "payments", Priority.NORMAL)
     assert job.key == "charge:7"
 
 

@@ -13,7 +13,7 @@ from django.utils import timezone
 from kombu.utils.limits import TokenBucket
 
 from dlq.models import DeadLetter
-from jobs import evidence, intake, lifecycle, publisher, worker
+from jobs import evidence, intake, lifecycle, publisher, release, worker
 from jobs.adoption import as_uuid
 from jobs.errors import BrokerUnavailable
 from jobs.models import Job, Worker
@@ -328,8 +328,11 @@ def test_a_job_that_nobody_ever_claims_ends_as_a_letter_that_says_so(depth: dict
 @pytest.mark.django_db(transaction=True)
 def test_the_depth_of_a_queue_counts_all_priorities(broker: RedisServer) -> None:
     assert publisher.in_use().depth("default") == 0
+    now = lifecycle.database_now()
+    Worker.objects.create(name="w", pid=1, started_at=now, seen_at=now, queues=["default"], concurrency=4)
     for priority in ("critical", "high", "normal", "low"):
         add.apply_async((1, 2), priority=priority)
+    release.release()
     assert publisher.in_use().depth("default") == 4
     assert publisher.in_use().depth("default", Priority.CRITICAL) == 1
     assert publisher.in_use().depth("default", Priority.NORMAL) == 2  # with those that were sent again, one step up

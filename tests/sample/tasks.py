@@ -10,7 +10,7 @@ import resource
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from datetime import timedelta
 from itertools import count
 from pathlib import Path
@@ -26,7 +26,7 @@ from django.db import connection
 from jobs.errors import PermanentError, RateLimited, Snooze, TransientError
 from jobs.payload import Payload
 from jobs.retry import RetryPolicy
-from jobs.task import FOREVER, NO_KEY, IdempotentTask, Task, TransactionalTask, task
+from jobs.task import FOREVER, NO_KEY, Concurrency, IdempotentTask, Rate, Task, TransactionalTask, task
 
 QUICK = RetryPolicy(max_attempts=3, base=0.05, cap=0.2)
 
@@ -128,12 +128,51 @@ class Charge(IdempotentTask):
 
     key = "charge:{order}"
     queue = "payments"
-    priority = "high"
     retry_policy = QUICK
 
     def run(self, order: int, amount: float = 1.0) -> str:
         witness(f"charge:{order}:{self.idempotency_token}")
         return f"{order}:{amount}"
+
+
+@task(limits=[Concurrency("user:{user}", 2)])
+def for_user(name: str, user: str, seconds: float = 0.0) -> None:
+    """At most two of one user at a time."""
+    witness(f"start:{name}")
+    time.sleep(seconds)
+    witness(f"end:{name}")
+
+
+@task(limits=[Concurrency("guarded:{user}", 2)], retry_policy=RetryPolicy(max_attempts=30, base=0.05, cap=0.2))
+def guarded(name: str, user: str, seconds: float = 0.05) -> None:
+    """At most two of one user at a time; the kernel sees it, and lets go of what a killed process held."""
+    import fcntl
+
+    with ExitStack() as held:
+        for place in range(2):
+            file = held.enter_context(Path(f"{os.environ['WITNESS']}.{user}.{place}").open("w"))
+            with suppress(BlockingIOError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+        else:
+            witness(f"exceeded:{user}:{name}")
+        witness(f"start:{name}")
+        time.sleep(seconds)
+        witness(f"end:{name}")
+
+
+@task(limits=[Concurrency("{task}", 1)])
+def alone(name: str, seconds: float = 0.0) -> None:
+    """Never in parallel."""
+    witness(f"start:{name}")
+    time.sleep(seconds)
+    witness(f"end:{name}")
+
+
+@task(limits=[Rate("gateway", "10/s", burst=3), Concurrency("{tenant}", 2), Concurrency("{queue}", 4)])
+def through_gateway(name: str) -> None:
+    """With a limit of each sort."""
+    witness(name)
 
 
 class Once(IdempotentTask):

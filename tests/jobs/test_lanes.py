@@ -1,0 +1,427 @@
+"""Who goes next: most urgent first, tenants in turn, within every limit; and no priority starves."""
+
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+import pytest
+from django.db import connection, transaction
+from django.db.models import F
+
+from jobs import control, lanes, lifecycle, outbox, publisher
+from jobs.models import Allotment, Arrival, Bucket, Job, Lane, Share, Slot, Worker
+from jobs.states import State
+from tests.platform import Witness, attempt, drain, fresh, running
+from tests.sample.tasks import alone, for_user, note, through_gateway
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture(autouse=True)
+def nothing_learned(sent: list[str]) -> Iterator[None]:
+    """What other tests taught about how fast workers are does not count; nothing goes to a broker."""
+    lanes._ahead.clear()
+    yield
+    lanes._ahead.clear()
+
+
+def workers(hands: int, queue: str = "default") -> None:
+    """A live worker that runs so many bodies at once."""
+    now = lifecycle.database_now()
+    Worker.objects.update_or_create(
+        name=f"{queue}@here",
+        defaults={"pid": 1, "started_at": now, "seen_at": now, "queues": [queue], "concurrency": hands},
+    )
+
+
+def name(job: Any) -> str:
+    """The first argument of a job."""
+    import json
+
+    content = json.loads(Job.objects.get(pk=job.pk).payload)
+    return str((content.get("args") or [*content["kwargs"].values()])[0])
+
+
+def released(limit: int = 1000) -> list[str]:
+    """What one release lets go."""
+    return [name(job) for job in lanes.release(limit)]
+
+
+def ended(jobs: Sequence[Job] | None = None) -> None:
+    """All that was released has run."""
+    for job in jobs or Job.objects.filter(state=State.RESERVED).order_by("sent_at"):
+        attempt(job.pk)
+
+
+def started_one_by_one(limit: int = 50) -> list[str]:
+    """In which order a worker with one hand starts what waits."""
+    order: list[str] = []
+    waiting: list[Job] = []
+    for _ in range(limit):
+        waiting += lanes.release(10)
+        if not waiting:
+            return order
+        first = min(waiting, key=publisher._urgency)  # the broker hands these out by priority
+        waiting.remove(first)
+        order.append(name(first))
+        attempt(first.pk)
+    raise AssertionError(f"{limit} were not enough")
+
+
+def aged(seconds: float) -> None:
+    """Let everything wait for longer."""
+    Job.objects.filter(finished_at=None).update(due_at=F("due_at") - timedelta(seconds=seconds))
+    Lane.objects.update(
+        head_at=F("head_at") - timedelta(seconds=seconds), open_at=F("open_at") - timedelta(seconds=seconds)
+    )
+    Share.objects.update(open_at=F("open_at") - timedelta(seconds=seconds))
+    Bucket.objects.update(filled_at=F("filled_at") - timedelta(seconds=seconds))
+    Bucket.objects.exclude(wake_at=None).update(wake_at=F("wake_at") - timedelta(seconds=seconds))
+
+
+# --- What is in line, and what goes directly --------------------------------------------------------
+
+
+def test_a_job_that_nothing_constrains_goes_directly() -> None:
+    assert fresh(note.delay("x")).state == State.RESERVED
+    assert not Arrival.objects.exists()
+
+
+def test_a_plain_job_does_not_overtake_others_that_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(3):
+        note.apply_async((f"high{number}",), priority="high")
+    ended(lanes.release(1))
+    assert fresh(note.delay("before it is known")).state == State.RESERVED
+    monkeypatch.setattr(outbox, "LOOK_EVERY", 0.0)
+    assert fresh(note.delay("after")).state == State.PENDING
+    assert fresh(note.apply_async(("elsewhere",), queue="mail")).state == State.RESERVED
+    assert started_one_by_one()[-1] == "after"
+    assert fresh(note.delay("when nobody waits")).state == State.RESERVED
+
+
+def test_a_plain_job_need_not_wait_for_less_urgent_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(3):
+        note.apply_async((f"low{number}",), priority="low")
+    lanes.release(1)
+    note.delay("x")
+    monkeypatch.setattr(outbox, "LOOK_EVERY", 0.0)
+    assert fresh(note.delay("y")).state == State.RESERVED
+
+
+@pytest.mark.parametrize("options", [{"priority": "critical"}, {"priority": "low"}, {"tenant": "acme"}])
+def test_a_constrained_job_waits_for_its_turn(options: dict[str, Any]) -> None:
+    job = fresh(note.apply_async(("x",), **options))
+    assert (job.state, job.reason) == (State.PENDING, "waits for its turn")
+    assert released() == ["x"]
+    assert fresh(job).state == State.RESERVED
+
+
+def test_jobs_of_a_bulk_wait_for_their_turn_with_one_arrival_for_all() -> None:
+    from jobs import bulk
+
+    bulk.bulk(note, [str(n) for n in range(5)], tenant="acme")
+    assert Arrival.objects.count() == 1
+    workers(10)
+    assert released() == ["0", "1", "2", "3", "4"]
+
+
+def test_what_is_rolled_back_leaves_nothing_in_line() -> None:
+    with transaction.atomic():
+        note.apply_async(("x",), tenant="acme")
+        assert Arrival.objects.exists()
+        transaction.set_rollback(True)
+    assert not Arrival.objects.exists()
+
+
+def test_a_job_for_later_goes_when_it_is_due() -> None:
+    note.apply_async(("later",), tenant="acme", countdown=60)
+    assert released() == []
+    aged(61)
+    assert released() == ["later"]
+
+
+def test_a_job_that_failed_goes_again_when_it_is_due() -> None:
+    from tests.sample.tasks import misbehave
+
+    job = misbehave.apply_async(("transient",), tenant="acme")
+    lanes.release(10)
+    attempt(job.id)
+    assert fresh(job).state == State.RETRYING
+    aged(100)
+    assert [one.pk for one in lanes.release(10)] == [UUID(job.id)]
+
+
+def test_a_job_whose_arrival_was_lost_is_found() -> None:
+    note.apply_async(("x",), tenant="acme")
+    Arrival.objects.all().delete()
+    assert released() == []
+    assert lanes.mend() == 1
+    assert released() == ["x"]
+
+
+def test_nothing_is_left_of_what_has_ended() -> None:
+    for_user.apply_async(("a", "ann"), priority="low", tenant="acme")
+    drain()
+    lanes.release(10)
+    assert [model.objects.count() for model in (Arrival, Share, Lane, Slot)] == [0, 0, 0, 0]
+
+
+# --- Priorities ---------------------------------------------------------------------------------------
+
+
+def test_higher_first_and_first_in_first_out_within() -> None:
+    for number, priority in enumerate(["low", "high", "critical", "low", "high", "critical"]):
+        note.apply_async((f"{priority}{number}",), priority=priority)
+    assert started_one_by_one() == ["critical2", "critical5", "high1", "high4", "low0", "low3"]
+
+
+def test_the_broker_holds_no_more_than_the_workers_can_soon_take() -> None:
+    workers(3)
+    for number in range(20):
+        note.apply_async((str(number),), priority="low")
+    assert len(released()) == 4
+    assert released() == []
+
+
+def test_more_is_sent_ahead_where_workers_take_all_of_it_at_once() -> None:
+    workers(1)
+    for number in range(100):
+        note.apply_async((str(number),), priority="low")
+    many = []
+    for _ in range(4):
+        many.append(len(released()))
+        ended()
+    assert many == [2, 3, 5, 9]
+
+
+def test_one_in_eight_goes_to_whoever_waits_below_for_too_long() -> None:
+    for number in range(40):
+        note.apply_async((f"high{number}",), priority="high")
+    for number in range(3):
+        note.apply_async((f"low{number}",), priority="low")
+    lanes.release(1)
+    ended()
+    aged(31)
+    order = started_one_by_one()
+    places = [place for place, one in enumerate(order) if one.startswith("low")]
+    assert places[0] >= 5  # nor does it take more than its part
+    assert [place // 8 for place in places] == [0, 1, 2]
+    assert [one for one in order if one.startswith("high")] == [f"high{n}" for n in range(1, 40)]
+
+
+def test_nobody_below_goes_before_having_waited_for_long() -> None:
+    for number in range(20):
+        note.apply_async((f"high{number}",), priority="high")
+    note.apply_async(("low",), priority="low")
+    assert started_one_by_one()[-1] == "low"
+
+
+def test_what_has_waited_for_too_long_goes_first_in_the_broker_too() -> None:
+    note.apply_async(("low",), priority="low")
+    workers(20)
+    for number in range(9):
+        note.apply_async((f"high{number}",), priority="high")
+    lanes.Release(0)._take_in([])
+    aged(31)
+    urgent = {name(job): publisher._urgency(job) for job in lanes.release(10)}
+    assert urgent["low"] == 0
+    assert urgent["high0"] == 10
+
+
+# --- Tenants --------------------------------------------------------------------------------------------
+
+
+def test_tenants_take_turns() -> None:
+    for number in range(4):
+        note.apply_async((f"a{number}",), tenant="a")
+    for number in range(2):
+        note.apply_async((f"b{number}",), tenant="b")
+    assert started_one_by_one() == ["a0", "b0", "a1", "b1", "a2", "a3"]
+
+
+def test_a_flood_of_many_lanes_is_still_one_tenant() -> None:
+    for number in range(6):
+        for_user.apply_async((f"a{number}", f"user{number}"), tenant="a")
+    note.apply_async(("b0",), tenant="b")
+    assert "b0" in started_one_by_one()[:2]
+
+
+def test_who_comes_later_has_saved_no_turns_up() -> None:
+    for number in range(10):
+        note.apply_async((f"a{number}",), tenant="a")
+    for _ in range(4):
+        lanes.release(1)
+        ended()
+    for number in range(3):
+        note.apply_async((f"b{number}",), tenant="b")
+    order = started_one_by_one()
+    assert order[:6] in (["a4", "b0", "a5", "b1", "a6", "b2"], ["b0", "a4", "b1", "a5", "b2", "a6"])
+
+
+def test_a_tenant_has_as_many_turns_as_it_has_weight() -> None:
+    now = lifecycle.database_now()
+    Allotment.objects.create(kind="weight", name="a", amount=3, burst=3, said="3", created_at=now)
+    for number in range(9):
+        note.apply_async((f"a{number}",), tenant="a")
+        note.apply_async((f"b{number}",), tenant="b")
+    order = started_one_by_one()
+    assert sum(one.startswith("a") for one in order[:8]) == 6
+
+
+# --- Limits ---------------------------------------------------------------------------------------------
+
+
+def test_no_more_go_than_the_limit_says_and_the_next_when_one_has_ended() -> None:
+    workers(10)
+    for letter in "abcd":
+        for_user.delay(letter, "ann")
+    for_user.delay("e", "bob")
+    assert released() == ["a", "b", "e"]
+    assert released() == []
+    attempt(Job.objects.get(state=State.RESERVED, payload__contains='"a"').pk)
+    assert released() == ["c"]
+
+
+def test_a_running_job_counts_until_it_is_taken_from_its_runner() -> None:
+    from jobs import rescue
+
+    workers(10)
+    alone.delay("a")
+    alone.delay("b")
+    (first,) = lanes.release(10)
+    running(first.pk, lease=-1)
+    assert released() == []
+    rescue.rescue()
+    aged(60)
+    assert len(released()) == 1
+
+
+def test_several_limits_are_taken_all_or_none() -> None:
+    workers(10)
+    for number in range(3):
+        through_gateway.apply_async((f"a{number}",), tenant="a")
+    assert released() == ["a0", "a1"]  # two of a tenant
+    assert Bucket.objects.get(key="gateway").tokens == pytest.approx(1, abs=0.3)  # the third took no token
+    through_gateway.apply_async(("b0",), tenant="b")
+    assert released() == ["b0"]
+
+
+def test_a_rate_lets_a_burst_go_and_then_one_at_a_time() -> None:
+    workers(100)
+    for number in range(8):
+        through_gateway.apply_async((str(number),), tenant=str(number))
+    Allotment.objects.create(
+        kind="slots", name="{queue}", amount=100, burst=100, said="100", created_at=lifecycle.database_now()
+    )
+    Allotment.objects.create(
+        kind="tokens", name="gateway", amount=0.01, burst=3, said="1/100s", created_at=lifecycle.database_now()
+    )
+    assert len(released()) == 3
+    assert released() == []
+    aged(101)
+    assert len(released()) == 1
+    assert released() == []
+    aged(201)
+    assert len(released()) == 2
+
+
+def test_what_is_closed_is_not_looked_at_until_something_is_left_again(
+    django_assert_max_num_queries: Any,
+) -> None:
+    workers(100)
+    for number in range(50):
+        alone.apply_async((str(number),), tenant=str(number))
+    assert len(released()) == 1
+    while Share.objects.filter(is_open=True).exists():
+        lanes.release(100)
+    assert Lane.objects.filter(waits_on__startswith="slots ").count() == 49
+    with django_assert_max_num_queries(16):
+        assert released() == []
+    ended()
+    assert len(released()) == 1
+
+
+def test_a_paused_task_holds_up_no_other_of_its_tenant() -> None:
+    workers(10)
+    control.pause(task=alone.name, reason="", by="ann")
+    alone.apply_async(("a",), tenant="t")
+    note.apply_async(("b",), tenant="t")
+    assert released() == ["b"]
+    control.resume(task=alone.name, by="ann")
+    assert released() == ["a"]
+
+
+def test_a_paused_queue_lets_nothing_go() -> None:
+    job = note.apply_async(("x",), tenant="t")
+    lanes.release(10)
+    control.pause(queue="default", reason="", by="ann")
+    assert fresh(job).state == State.PENDING
+    assert released() == []
+    control.resume(queue="default", by="ann")
+    assert released() == ["x"]
+
+
+def test_a_job_that_is_cancelled_while_it_waits_does_not_go() -> None:
+    job = note.apply_async(("x",), tenant="t")
+    note.apply_async(("y",), tenant="t")
+    control.cancel(fresh(job).pk, reason="", by="ann")
+    assert released() == ["y"]
+
+
+# --- The classic exercise -------------------------------------------------------------------------------
+
+
+def exercise() -> None:
+    """Five jobs of two users and a third, of three priorities."""
+    for letter, user, priority in (
+        ("A", "user1", "high"), ("B", "user2", "normal"), ("C", "user1", "normal"), ("D", "user1", "normal"),
+        ("E", "user2", "low"),
+    ):  # fmt: skip
+        for_user.apply_async((letter, user), tenant=user, priority=priority)
+
+
+def test_with_one_hand_the_jobs_of_the_exercise_start_in_order() -> None:
+    workers(1)
+    exercise()
+    assert started_one_by_one() == ["A", "B", "C", "D", "E"]
+
+
+def test_with_four_hands_a_user_who_has_two_running_lets_others_go_before(witness: Witness) -> None:
+    workers(4)
+    exercise()
+    assert released() == ["A", "B", "C", "E"]
+    for job in Job.objects.filter(state=State.RESERVED):
+        running(job.pk)
+    assert released() == []
+    Job.objects.filter(payload__contains='"A"').update(state=State.COMPLETED, finished_at=F("started_at"))
+    assert released() == ["D"]
+
+
+# --- What it costs --------------------------------------------------------------------------------------
+
+
+def test_a_release_reads_the_lines_by_their_indexes_and_not_the_backlog() -> None:
+    from jobs import bulk
+
+    bulk.bulk(note, [str(n) for n in range(3000)], tenant="flood")
+    for number in range(300):
+        note.apply_async((f"lone{number}",), tenant=f"tenant{number}")
+    lanes.release(1)
+    with connection.cursor() as cursor:
+        if connection.vendor == "postgresql":
+            cursor.execute("ANALYZE")
+        plan = "\n".join(_plan(cursor))
+    assert "SCAN jobs_job" not in plan.replace("SCAN jobs_job USING", "")
+    assert "Seq Scan on jobs_job" not in plan
+    assert "jobs_due_by_lane" in plan
+
+
+def _plan(cursor: Any) -> list[str]:
+    how = "EXPLAIN" if connection.vendor == "postgresql" else "EXPLAIN QUERY PLAN"
+    lane = Lane.objects.order_by("pk").values_list("pk", flat=True)[0]
+    cursor.execute(
+        f"{how} {lanes._first_jobs('%s')} LIMIT 100",
+        [lane, lifecycle.prepared("due_at", lifecycle.database_now())],
+    )
+    return [str(row[-1]) for row in cursor.fetchall()]
