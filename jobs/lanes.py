@@ -6,7 +6,9 @@ How it chooses, what it counts and what a crash leaves behind stands in docs/exp
 from __future__ import annotations
 
 import heapq
-from collections import Counter, deque
+import math
+import time
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -28,6 +30,7 @@ ARRIVALS = 5000  # that one release takes in
 SLICE = 500  # names in one statement
 LOOKS = 500  # shares that one release looks at, of a queue and priority
 AHEAD = 500  # the most jobs that the broker holds for workers of a queue that have their hands full
+MOMENT = 0.5  # seconds for which it holds some
 ONE_IN = 8  # releases of a queue that go to whoever waits below for too long
 RECHECK = timedelta(seconds=5)  # after which a closed lane is looked at, even if nobody opened it
 PAUSED = "pause"
@@ -36,7 +39,7 @@ _IN_FLIGHT = f"('{State.RESERVED.value}', '{State.RUNNING.value}')"
 _WAITS = "finished_at IS NULL AND NOT (lane = '') AND state IN ({})".format(
     ", ".join(f"'{s.value}'" for s in sorted(WAITING))
 )
-_ahead: dict[str, int] = {}
+_flows: defaultdict[str, Flow] = defaultdict(lambda: Flow())
 
 
 def release(limit: int) -> list[Job]:
@@ -111,6 +114,30 @@ def _lane(head: Any, lane_id: str, task: str, bound: str, job_id: Any) -> _Lane:
     """A lane as it was read, with its first job."""
     jobs = deque([(head, UUID(str(job_id)))] if job_id is not None else [])
     return _Lane(head, str(job_id or ""), lane_id, task, limits.binds(bound), jobs, all_read=job_id is None)
+
+
+@dataclass(slots=True)
+class Flow:
+    """How fast the workers of a queue take jobs, as this process saw it: they are sent no more than for a moment."""
+
+    ahead: int = 1
+    pace: float = 0.0  # jobs in a second
+    left: int = 0  # that nobody had begun after the last release
+    seen_at: float | None = None
+
+    def further(self, reserved: int, now: float) -> int:
+        """How many jobs the broker may hold beyond the hands of the workers, of which so many are there."""
+        if self.seen_at is not None:
+            passed = max(now - self.seen_at, 1e-3)
+            weight = 1 - math.exp(-passed / MOMENT)
+            self.pace += weight * (max(0, self.left - reserved) / passed - self.pace)
+            if not reserved:
+                self.ahead *= 2
+            elif reserved >= self.ahead:
+                self.ahead //= 2
+            self.ahead = max(1, min(self.ahead, AHEAD, 1 + int(self.pace * MOMENT)))
+        self.seen_at, self.left = now, reserved
+        return self.ahead
 
 
 class Release:
@@ -244,8 +271,8 @@ class Release:
         ):
             flying[queue, state] = many
         return {
-            queue: hands[queue] + _further(queue, flying[queue, "reserved"]) - flying[queue, "reserved"]
-            - flying[queue, "running"]
+            queue: hands[queue] + _flows[queue].further(flying[queue, "reserved"], time.monotonic())
+            - flying[queue, "reserved"] - flying[queue, "running"]
             for queue in queues
         }  # fmt: skip
 
@@ -328,6 +355,7 @@ class Release:
         self._write_lanes()
         self._write_buckets()
         for job in jobs:
+            _flows[job.queue].left += 1
             job.overdue = job.pk in self.overdue  # type: ignore[attr-defined]
         return jobs
 
@@ -535,20 +563,6 @@ def in_code() -> dict[tuple[Kind, str], Numbers]:
 
 
 _in_code: list[Any] = [-1, {}]
-
-
-def _further(queue: str, reserved: int) -> int:
-    """How many jobs the broker may hold beyond the hands of the workers: more where these take them at once."""
-    ahead = _ahead.get(queue, 1)
-    ahead = (
-        min(AHEAD, ahead * 2)
-        if not reserved and queue in _ahead
-        else max(1, ahead // 2)
-        if reserved >= ahead
-        else ahead
-    )
-    _ahead[queue] = ahead
-    return ahead
 
 
 def _first_jobs(lane: str, others: str = "", columns: str = "id") -> str:

@@ -21,9 +21,9 @@ pytestmark = pytest.mark.django_db
 @pytest.fixture(autouse=True)
 def nothing_learned(sent: list[str]) -> Iterator[None]:
     """What other tests taught about how fast workers are does not count; nothing goes to a broker."""
-    lanes._ahead.clear()
+    lanes._flows.clear()
     yield
-    lanes._ahead.clear()
+    lanes._flows.clear()
 
 
 def workers(hands: int, queue: str = "default") -> None:
