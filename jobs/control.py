@@ -8,10 +8,10 @@ from uuid import UUID
 
 from django.db import transaction
 
-from jobs import audit, lanes, lifecycle, successors
-from jobs.errors import JobNotFound, MoveRefused, Refused
+from jobs import audit, lanes, lifecycle, limits, successors
+from jobs.errors import DeclarationError, JobNotFound, MoveRefused, Refused
 from jobs.lifecycle import NOW
-from jobs.models import Job, Pause, Worker
+from jobs.models import Allotment, Job, Pause, Slot, Worker
 from jobs.states import WAITING, State
 
 
@@ -95,6 +95,80 @@ def resume(*, queue: str | None = None, task: str | None = None, by: str) -> boo
             lanes.reopen(lanes.PAUSED)
             audit.record_act("resume", by, f"{kind} {name}")
     return bool(deleted)
+
+
+def allot(
+    name: str, *, slots: int | None = None, rate: str | None = None, burst: int | None = None,
+    weight: float | None = None, by: str, reason: str = "",
+) -> Allotment:  # fmt: skip
+    """Say what a key (or the template of keys, as a task declares it) allows from now on, or the weight of a tenant.
+
+    It holds in place of what the code says until ``withdraw``. What was released and has not begun is taken back.
+    Raises ``Refused``.
+    """
+    kind, numbers, said = _allotted(name, slots, rate, burst, weight)
+    with transaction.atomic(using=lifecycle.alias()):
+        allotment = Allotment(
+            kind=kind, name=name, amount=numbers.amount, burst=numbers.burst, said=said, by=by, reason=reason,
+            created_at=lifecycle.database_now(),
+        )  # fmt: skip
+        Allotment.objects.using(lifecycle.alias()).bulk_create(
+            [allotment], update_conflicts=True, unique_fields=["kind", "name"],
+            update_fields=["amount", "burst", "said", "by", "reason", "created_at"],
+        )  # fmt: skip
+        _begin_anew(kind, name)
+        audit.record_act("allot", by, f"{kind} {name}", reason=reason, said=said)
+    return allotment
+
+
+def withdraw(kind: str, name: str, *, by: str, reason: str = "") -> bool:
+    """Let hold again what the code says; False when nothing else was said."""
+    with transaction.atomic(using=lifecycle.alias()):
+        deleted, _ = Allotment.objects.using(lifecycle.alias()).filter(kind=kind, name=name).delete()
+        if deleted:
+            _begin_anew(kind, name)
+            audit.record_act("withdraw", by, f"{kind} {name}", reason=reason)
+    return bool(deleted)
+
+
+def _allotted(
+    name: str, slots: int | None, rate: str | None, burst: int | None, weight: float | None
+) -> tuple[str, limits.Numbers, str]:
+    """What was said, checked."""
+    given = [value for value in (slots, rate, weight) if value is not None]
+    if len(given) != 1 or not name or len(name) > 255:
+        raise Refused("Name a key or a tenant, and say one of slots, rate and weight.")
+    try:
+        if rate is not None:
+            told = f"{rate}, burst {burst}" if burst else rate
+            return Allotment.Kind.TOKENS, limits.Rate(name, rate, burst).numbers, told
+        if slots is not None:
+            return Allotment.Kind.SLOTS, limits.Concurrency(name, slots).numbers, str(slots)
+    except DeclarationError as error:
+        raise Refused(str(error)) from None
+    assert weight is not None
+    if isinstance(weight, bool) or not 0.001 <= weight <= 1000:
+        raise Refused(f"A weight is a number from 0.001 to 1000, not {weight!r}; the others have 1.")
+    return Allotment.Kind.WEIGHT, limits.Numbers(weight, weight), f"{weight:g}"
+
+
+def _begin_anew(kind: str, name: str) -> None:
+    """Let all who wait for a limit be looked at again, and take back what was released by it and has not begun."""
+    if kind == Allotment.Kind.SLOTS:
+        held = Slot.objects.using(lifecycle.alias()).filter(key="").values("job_id")
+        reserved = Job.objects.using(lifecycle.alias()).filter(pk__in=held, state=State.RESERVED).exclude(bound="")
+        concerned = [
+            lifecycle.prepared("id", job_id)
+            for job_id, bound in reserved.values_list("pk", "bound")
+            if any(bind.kind.value == kind and name in (bind.key, bind.rule) for bind in limits.binds(bound))
+        ]
+        if concerned:
+            marks = ", ".join(["%s"] * len(concerned))
+            lifecycle.move_all(
+                [State.RESERVED], State.PENDING, f"id IN ({marks})", concerned, "its limit was changed", due_at=NOW,
+                sends=0,
+            )  # fmt: skip
+    lanes.reopen()
 
 
 def expire(limit: int = 500) -> int:

@@ -147,7 +147,7 @@ class Release:
         self.limit, self.now = limit, lifecycle.database_now()
         self.at = lifecycle.prepared("due_at", self.now)
         self.said = {(a.kind, a.name): a for a in Allotment.objects.using(lifecycle.alias())}
-        self.allowance = Allowance(self.now, self._in_force)
+        self.allowance = Allowance(self.now, self.in_force)
         self.chosen: dict[UUID, _Lane] = {}
         self.overdue: set[UUID] = set()
         self.looked_at: list[_Share] = []
@@ -227,7 +227,7 @@ class Release:
             if not bind:
                 BucketRow.objects.using(lifecycle.alias()).filter(key=key).update(wake_at=None)
                 continue
-            self._learn([bind])
+            self.learn([bind])
             self.to_wake[key] = bind
             self._open_those_of(name, int(self.allowance.left(bind)) + 1)
 
@@ -306,14 +306,14 @@ class Release:
         if (Pause.Kind.TASK.value, lane.task) in self.paused:
             lane.closed = PAUSED
             return False
-        self._learn(lane.binds)
+        self.learn(lane.binds)
         lane.closed = self.allowance.refusal(lane.binds)
         if lane.closed is not None:
             return False
         self.allowance.take(lane.binds)
         return True
 
-    def _learn(self, binds: Iterable[Bind]) -> None:
+    def learn(self, binds: Iterable[Bind]) -> None:
         """Read how much of these keys is used."""
         unknown = self.allowance.unknown(binds)
         slots = sorted(bind.key for bind in unknown if bind.kind is Kind.SLOTS)
@@ -327,10 +327,10 @@ class Release:
             rows = BucketRow.objects.using(lifecycle.alias()).in_bulk(part)
             for key in part:
                 row = rows.get(key)
-                full = self._in_force(tokens[key]).burst
+                full = self.in_force(tokens[key]).burst
                 self.allowance.buckets[key] = Bucket(row.tokens if row else full, row.filled_at if row else self.now)
 
-    def _in_force(self, bind: Bind) -> Numbers:
+    def in_force(self, bind: Bind) -> Numbers:
         """What a key allows today: as an operator said, else as the code does, else as it did when it was made."""
         for name in (bind.key, bind.rule):
             said = self.said.get((bind.kind.value, name))
@@ -340,7 +340,7 @@ class Release:
 
     def learn_all(self, lanes: Iterable[_Lane]) -> None:
         """Read the keys of many lanes at once."""
-        self._learn([bind for lane in lanes for bind in lane.binds])
+        self.learn([bind for lane in lanes for bind in lane.binds])
 
     # --- Writing ---
 
