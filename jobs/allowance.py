@@ -40,6 +40,7 @@ class Allowance:
     used: dict[str, int] = field(default_factory=dict)
     buckets: dict[str, Bucket] = field(default_factory=dict)
     taken_from: set[str] = field(default_factory=set)
+    seen: dict[str, Numbers] = field(default_factory=dict)
 
     def unknown(self, wanted: Iterable[Bind]) -> set[Bind]:
         """The keys of which nothing is known yet."""
@@ -72,7 +73,13 @@ class Allowance:
             return numbers.amount - self.used[bind.key]
         return self._filled(bind, numbers).tokens
 
+    def fills_in(self, key: str) -> float:
+        """In how many seconds the bucket of a key has all the tokens that it can have, if nobody takes any."""
+        numbers = self.seen[key]
+        return (numbers.burst - self.buckets[key].tokens) / numbers.amount
+
     def _filled(self, bind: Bind, numbers: Numbers) -> Bucket:
         bucket = self.buckets[bind.key]
         bucket.fill(self.now, numbers)
+        self.seen[bind.key] = numbers
         return bucket

@@ -67,7 +67,10 @@ def reopen(waits_on: str = "") -> None:
 
 
 def mend(limit: int = 1000) -> int:
-    """Take in jobs that wait in a lane of which nothing is known; return how many lanes. It should find none."""
+    """Take in jobs that wait in a lane of which nothing is known; return how many lanes. It should find none.
+
+    Forget the tokens of keys that have all they can have.
+    """
     found = _all(
         f"SELECT MIN(CAST(id AS varchar(36))) FROM jobs_job WHERE {_WAITS} AND due_at IS NOT NULL "
         "AND NOT EXISTS (SELECT 1 FROM jobs_lane l WHERE l.id = jobs_job.lane) "
@@ -75,6 +78,8 @@ def mend(limit: int = 1000) -> int:
     )
     ids = [UUID(str(row[0])) for row in found]
     Arrival.objects.using(lifecycle.alias()).bulk_create([Arrival(job_id=job_id) for job_id in ids])
+    full = BucketRow.objects.using(lifecycle.alias()).filter(wake_at=None, full_at__lt=lifecycle.database_now())
+    full.delete()
     return len(ids)
 
 
@@ -163,6 +168,7 @@ class Release:
         self.paused = set(Pause.objects.using(lifecycle.alias()).values_list("kind", "name"))
         queues = [queue for queue in self._queues() if (Pause.Kind.QUEUE.value, queue) not in self.paused]
         if queues:
+            self._take_back_overtaken()
             rooms = self._rooms(queues)
             for queue in queues:
                 self._choose(queue, min(rooms[queue], self.limit - len(self.chosen)))
@@ -244,6 +250,24 @@ class Release:
             "0)) WHERE NOT is_open AND open_at <= %s",
             [True, self.at],
         )
+
+    def _take_back_overtaken(self) -> None:
+        """Take back what has lain in the broker for too long behind more urgent jobs: it goes again, before them.
+
+        Its message is refused then, or taken for the new one.
+        """
+        late = lifecycle.prepared("due_at", self.now - timedelta(seconds=settings().AGEING))
+        rows = _all(
+            "SELECT j.id FROM jobs_slot s JOIN jobs_job j ON j.id = s.job_id WHERE s.key = '' "
+            f"AND j.state = '{State.RESERVED.value}' AND j.sent_at < %s AND EXISTS (SELECT 1 FROM jobs_slot t "
+            "JOIN jobs_job k ON k.id = t.job_id WHERE t.key = '' AND k.queue = j.queue AND k.priority < j.priority)",
+            [late],
+        )
+        for part in _parts([row[0] for row in rows]):
+            marks = ", ".join(["%s"] * len(part))
+            lifecycle.move_all(
+                [State.RESERVED], State.PENDING, f"id IN ({marks})", part, "overtaken in the broker", sends=0
+            )
 
     # --- Choosing ---
 
@@ -379,21 +403,22 @@ class Release:
         _renew_shares([share.id for share in self.looked_at])
 
     def _write_buckets(self) -> None:
-        keys = self.allowance.taken_from | set(self.to_wake)
         rows = []
-        for key in sorted(keys):
+        for key in sorted(self.allowance.taken_from | set(self.to_wake)):
             bucket, bind = self.allowance.buckets[key], self.to_wake.get(key)
             refusal = self.allowance.refusal([bind]) if bind else None
             wake_at = (refusal.until if refusal else self.now) if bind else None
-            rows.append(BucketRow(key=key, tokens=bucket.tokens, filled_at=bucket.filled_at, wake_at=wake_at))
-        BucketRow.objects.using(lifecycle.alias()).bulk_create(
-            [row for row in rows if row.wake_at is not None], update_conflicts=True, unique_fields=["key"],
-            update_fields=["tokens", "filled_at", "wake_at"], batch_size=SLICE,
-        )  # fmt: skip
-        BucketRow.objects.using(lifecycle.alias()).bulk_create(
-            [row for row in rows if row.wake_at is None], update_conflicts=True, unique_fields=["key"],
-            update_fields=["tokens", "filled_at"], batch_size=SLICE,
-        )  # fmt: skip
+            full_at = self.now + timedelta(seconds=self.allowance.fills_in(key))
+            rows.append(BucketRow(
+                key=key, tokens=bucket.tokens, filled_at=bucket.filled_at, wake_at=wake_at, full_at=full_at
+            ))  # fmt: skip
+        for some, names in (
+            ([row for row in rows if row.wake_at is not None], ["tokens", "filled_at", "full_at", "wake_at"]),
+            ([row for row in rows if row.wake_at is None], ["tokens", "filled_at", "full_at"]),
+        ):
+            BucketRow.objects.using(lifecycle.alias()).bulk_create(
+                some, update_conflicts=True, unique_fields=["key"], update_fields=names, batch_size=SLICE
+            )
 
 
 class _Line:

@@ -468,6 +468,7 @@ class Bucket(models.Model):
     tokens = models.FloatField()
     filled_at = models.DateTimeField()
     wake_at = models.DateTimeField(null=True, db_index=True, help_text="when the lanes are opened that wait for it")
+    full_at = models.DateTimeField(null=True, db_index=True, help_text="from when on it says nothing that is not so")
 
     class Meta:
         default_permissions = ()

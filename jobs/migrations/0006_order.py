@@ -57,6 +57,12 @@ class Migration(migrations.Migration):
                         db_index=True, help_text="when the lanes are opened that wait for it", null=True
                     ),
                 ),
+                (
+                    "full_at",
+                    models.DateTimeField(
+                        db_index=True, help_text="from when on it says nothing that is not so", null=True
+                    ),
+                ),
             ],
             options={
                 "default_permissions": (),

@@ -229,6 +229,32 @@ def test_what_has_waited_for_too_long_goes_first_in_the_broker_too() -> None:
     assert urgent["high0"] == 10
 
 
+def test_what_lies_in_the_broker_behind_more_urgent_jobs_is_taken_back_and_goes_first() -> None:
+    low = note.apply_async(("low",), priority="low")
+    lanes.release(1)
+    workers(4)
+    for number in range(3):
+        note.apply_async((f"high{number}",), priority="high")
+    lanes.release(1)
+    Job.objects.filter(pk=low.id).update(
+        sent_at=F("sent_at") - timedelta(seconds=31), due_at=F("due_at") - timedelta(seconds=31)
+    )
+    lanes.release(1)
+    assert (fresh(low).state, fresh(low).reason) == (State.PENDING, "overtaken in the broker")
+    (again,) = [job for _ in range(9) for job in lanes.release(1) if name(job) == "low"]
+    assert publisher._urgency(again) == 0 or not Share.objects.filter(priority=10).exists()
+
+
+def test_the_tokens_of_a_key_that_has_all_are_forgotten() -> None:
+    through_gateway.delay("x")
+    lanes.release(1)
+    lanes.mend()
+    assert Bucket.objects.filter(key="gateway").exists()
+    Bucket.objects.update(full_at=F("full_at") - timedelta(seconds=1))
+    lanes.mend()
+    assert not Bucket.objects.filter(key="gateway").exists()
+
+
 # --- Tenants --------------------------------------------------------------------------------------------
 
 
