@@ -248,9 +248,10 @@ def test_what_lies_in_the_broker_behind_more_urgent_jobs_is_taken_back_and_goes_
 def test_the_tokens_of_a_key_that_has_all_are_forgotten() -> None:
     through_gateway.delay("x")
     lanes.release(1)
+    Bucket.objects.update(full_at=F("full_at") + timedelta(seconds=60))
     lanes.mend()
     assert Bucket.objects.filter(key="gateway").exists()
-    Bucket.objects.update(full_at=F("full_at") - timedelta(seconds=1))
+    Bucket.objects.update(full_at=F("full_at") - timedelta(seconds=61))
     lanes.mend()
     assert not Bucket.objects.filter(key="gateway").exists()
 
@@ -376,6 +377,11 @@ def test_a_paused_task_holds_up_no_other_of_its_tenant() -> None:
     assert released() == ["b"]
     control.resume(task=alone.name, by="ann")
     assert released() == ["a"]
+
+
+def test_a_direct_release_takes_nothing_out_of_its_line() -> None:
+    note.apply_async(("x",), tenant="t")
+    assert lifecycle.reserve_due(10) == []
 
 
 def test_a_paused_queue_lets_nothing_go() -> None:
