@@ -72,7 +72,7 @@ class Completion:
 logger = logging.getLogger("jobs.lifecycle")
 
 _NO_ERROR = {"error_type": "", "error_message": "", "traceback": ""}
-_FAT = {"result", "error_message", "traceback"}
+_FAT = {"result", "error_message", "traceback", "bound"}
 # What a job's message is made of, what guards its next move, and by what it is in order.
 _SENDING = {
     "id", "task", "payload", "queue", "priority", "state", "delivery", "correlation_id", "parent_id", "root_id",

@@ -117,14 +117,31 @@ def platform_of_module(
 @pytest.fixture
 def platform(
     request: pytest.FixtureRequest, platform_of_module: Platform, committed: None, broker: RedisServer
-) -> Platform:
+) -> Iterator[Platform]:
     """A worker and a conductor that run; no jobs, no messages, nothing witnessed."""
+    _let_lanes_be_released()
     platform_of_module.witness.forget()
     platform_of_module.start()
     from tests.conftest import CHILDREN
 
     request.node.stash[CHILDREN] = platform_of_module.started
-    return platform_of_module
+    yield platform_of_module
+    _let_no_lane_be_released()
+
+
+def _let_no_lane_be_released() -> None:
+    """The tables are about to be emptied: a release, which uses many of them, would be in a deadlock with that."""
+    from jobs import lanes
+
+    if connection.vendor == "postgresql":
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_advisory_lock(%s)", [lanes.LOCK])
+
+
+def _let_lanes_be_released() -> None:
+    if connection.vendor == "postgresql":
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_advisory_unlock_all()")
 
 
 @pytest.fixture
