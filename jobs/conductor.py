@@ -58,7 +58,7 @@ class Conductor:
         """What a leader does, in this order."""
         return [
             ("release", 0.0, release.release),
-            ("mend the lanes", 10.0, lanes.mend),
+            ("mend the lanes", 60.0, lanes.mend),
             ("rescue", 1.0, rescue.rescue),
             ("force_cancel", 1.0, rescue.force_cancel),
             ("expire", 1.0, control.expire),

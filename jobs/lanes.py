@@ -531,7 +531,7 @@ class _Age:
     """One in ``ONE_IN`` releases of a queue, for the line below whose first share has waited for too long."""
 
     def __init__(self, release: Release, queue: str, lines: dict[int, _Line]) -> None:
-        self.key, self.release, self.lines = f"age of {queue}", release, lines
+        self.key, self.release, self.lines = f"\x1fage of {queue}", release, lines  # no key of a task
         late = release.now - timedelta(seconds=settings().AGEING)
         rows = Share.objects.using(lifecycle.alias()).filter(queue=queue, is_open=True)
         self.oldest: list[tuple[datetime, int]] = []
