@@ -10,7 +10,7 @@ from typing import Any
 
 from django.utils import timezone
 
-from jobs import shown, stats
+from jobs import explain, shown, stats
 from jobs.horizon import HORIZON
 from jobs.management import arguments, documents
 from jobs.management.ages import ago, said
@@ -123,6 +123,33 @@ class Show(Verb):
         if job.traceback:
             self.paper.heading("traceback")
             self.paper.line(job.traceback.rstrip())
+
+
+class Explain(Verb):
+    """Why a job does not run."""
+
+    name = "explain"
+    help = "say why a job does not run, and when it may"
+    about = "Say what holds a job up: a pause, a limit and the jobs that fill it, more urgent jobs, no worker."
+    examples = (f"jobs explain {AN_ID}", f"jobs explain {AN_ID} --json | jq .parts[0].word")
+
+    @classmethod
+    def arguments(cls, parser: ArgumentParser) -> None:
+        """Which job."""
+        parser.add_argument("id", type=arguments.job_id, help="the id of the job")
+
+    def run(self) -> None:
+        """Say it."""
+        told = explain.explain(self.given["id"])
+        if self.given["json"]:
+            parts = [
+                {"word": part.word, "sentence": part.sentence, "until": part.until, "details": part.details}
+                for part in told.parts
+            ]
+            self.paper.json({"id": told.job_id, "state": told.state.value, "until": told.until, "parts": parts})
+            return
+        for part in told.parts:
+            self.paper.line(part.sentence)
 
 
 class Stats(Verb):

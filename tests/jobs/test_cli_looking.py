@@ -1,5 +1,6 @@
 """``manage.py jobs list``, ``show`` and ``stats``: the same for people, for pipes and for programs."""
 
+import json
 from datetime import timedelta
 from uuid import uuid4
 
@@ -107,6 +108,14 @@ def test_a_job_is_shown_with_its_attempts_and_its_error() -> None:
     assert "GatewayBusy is transient" in out
     assert "shop.Busy: 503" in out
     assert "Traceback …" in out
+
+
+def test_why_a_job_waits_is_told_as_sentences_and_as_json() -> None:
+    waiting = job("pending", due_at=timezone.now() + timedelta(hours=1))
+    assert "It is due at " in run("jobs", "explain", waiting.pk).out
+    told = json.loads(run("jobs", "explain", waiting.pk, "--json").out)
+    assert told["parts"][0]["word"] == "scheduled"
+    assert told["until"]
 
 
 def test_a_job_is_shown_with_its_checkpoints_and_their_secrets_hidden() -> None:

@@ -6,7 +6,7 @@ from django.apps import apps
 
 from jobs.management.acting import Cancel, PauseVerb, Prune, Recount, RequeueStuck, Resume, Retry
 from jobs.management.enqueuing import Enqueue
-from jobs.management.looking import List, Show, Stats
+from jobs.management.looking import Explain, List, Show, Stats
 from jobs.management.verbs import Verb, VerbCommand
 
 SCHEDULES: tuple[type[Verb], ...] = ()
@@ -20,7 +20,7 @@ class Command(VerbCommand):
     """The verbs on jobs."""
 
     help = "Look at jobs and act on them. Each verb explains itself: manage.py jobs VERB --help."
-    verbs = (List, Show, Stats, Cancel, Retry, Prune, Recount, RequeueStuck, PauseVerb, Resume, Enqueue, *SCHEDULES)
+    verbs = (List, Show, Explain, Stats, Cancel, Retry, Prune, Recount, RequeueStuck, PauseVerb, Resume, Enqueue, *SCHEDULES)
     examples = (
         "jobs stats",
         "jobs list --state failed --since 2h",
