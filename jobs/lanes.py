@@ -16,6 +16,8 @@ from typing import Any
 from uuid import UUID
 
 from django.db import transaction
+from django.db.models import Value
+from django.db.models.functions import Greatest
 
 from jobs import declared, lifecycle, limits
 from jobs.allowance import Allowance, Bucket, Closed
@@ -26,7 +28,7 @@ from jobs.models import Bucket as BucketRow
 from jobs.states import WAITING, Priority, State
 
 LOCK = 7_212_340_512_845_001  # of PostgreSQL's advisory locks, for the length of a transaction
-ARRIVALS = 5000  # that one release takes in
+ARRIVALS = 1000  # that one release takes in
 SLICE = 500  # names in one statement
 LOOKS = 500  # shares that one release looks at, of a queue and priority
 AHEAD = 500  # the most jobs that the broker holds for workers of a queue that have their hands full
@@ -179,8 +181,8 @@ class Release:
     def _give_up_slots(self) -> list[tuple[UUID, str]]:
         """Slots of jobs that have ended, or wait again."""
         rows = _all(
-            "DELETE FROM jobs_slot WHERE NOT EXISTS (SELECT 1 FROM jobs_job j WHERE j.id = jobs_slot.job_id "
-            f"AND j.state IN {_IN_FLIGHT}) RETURNING job_id, key"
+            "DELETE FROM jobs_slot WHERE COALESCE((SELECT j.state FROM jobs_job j WHERE j.id = jobs_slot.job_id), '') "
+            f"NOT IN {_IN_FLIGHT} RETURNING job_id, key"
         )
         return [(UUID(str(job_id)), key) for job_id, key in rows]
 
@@ -243,13 +245,12 @@ class Release:
 
     def _open_shares(self) -> None:
         """Open shares whose time has come, at the lowest turn of those that are open: nobody saves turns up."""
-        greatest = "GREATEST" if lifecycle.database().vendor == "postgresql" else "MAX"
-        _run(
-            f"UPDATE jobs_share SET is_open = %s, turn = {greatest}(turn, COALESCE((SELECT MIN(o.turn) "
-            "FROM jobs_share o WHERE o.is_open AND o.queue = jobs_share.queue AND o.priority = jobs_share.priority), "
-            "0)) WHERE NOT is_open AND open_at <= %s",
-            [True, self.at],
-        )
+        rows = Share.objects.using(lifecycle.alias())
+        due = rows.filter(is_open=False, open_at__lte=self.now)
+        for queue, priority in set(due.values_list("queue", "priority")):
+            peers = rows.filter(queue=queue, priority=priority, is_open=True).order_by("turn")
+            lowest = peers.values_list("turn", flat=True).first()
+            due.filter(queue=queue, priority=priority).update(is_open=True, turn=Greatest("turn", Value(lowest or 0.0)))
 
     def _take_back_overtaken(self) -> None:
         """Take back what has lain in the broker for too long behind more urgent jobs: it goes again, before them.
@@ -610,10 +611,7 @@ def _renew_lanes(ids: Sequence[str]) -> None:
     """Lanes are open from when their first job is due; one without jobs is no more."""
     for part in _parts(ids):
         marks = ", ".join(["%s"] * len(part))
-        _run(
-            f"DELETE FROM jobs_lane WHERE id IN ({marks}) AND NOT EXISTS (SELECT 1 FROM jobs_job j "
-            f"WHERE j.lane = jobs_lane.id AND {_WAITS} AND j.due_at IS NOT NULL)", part,
-        )  # fmt: skip
+        _run(f"DELETE FROM jobs_lane WHERE id IN ({marks}) AND {_HEAD} IS NULL", part)
         _run(f"UPDATE jobs_lane SET head_at = {_HEAD}, open_at = {_HEAD}, waits_on = '' WHERE id IN ({marks})", part)
 
 
@@ -623,6 +621,7 @@ def _renew_heads(ids: Sequence[str]) -> None:
         _run(f"UPDATE jobs_lane SET head_at = COALESCE({_HEAD}, head_at) WHERE id IN ({marks})", part)
 
 
+# For each row by the index, never by one look at all jobs: PostgreSQL knows little of how many jobs wait just now.
 _HEAD = f"(SELECT MIN(j.due_at) FROM jobs_job j WHERE j.lane = jobs_lane.id AND {_WAITS})"
 
 
@@ -631,10 +630,8 @@ def _renew_shares(ids: Sequence[int]) -> None:
     first = "(SELECT MIN(l.open_at) FROM jobs_lane l WHERE l.share_id = jobs_share.id)"
     for part in _parts(sorted(set(ids))):
         marks = ", ".join(["%s"] * len(part))
-        _run(
-            f"DELETE FROM jobs_share WHERE id IN ({marks}) "
-            "AND NOT EXISTS (SELECT 1 FROM jobs_lane l WHERE l.share_id = jobs_share.id)", part,
-        )  # fmt: skip
+        # A subquery for each row, which the planner cannot turn into one look at all of the backlog.
+        _run(f"DELETE FROM jobs_share WHERE id IN ({marks}) AND {first} IS NULL", part)
         _run(
             f"UPDATE jobs_share SET open_at = {first}, is_open = (is_open AND {first} <= {lifecycle.clock_sql()}) "
             f"WHERE id IN ({marks})", part,

@@ -20,7 +20,9 @@ class Command(VerbCommand):
     """The verbs on jobs."""
 
     help = "Look at jobs and act on them. Each verb explains itself: manage.py jobs VERB --help."
-    verbs = (List, Show, Explain, Stats, Cancel, Retry, Prune, Recount, RequeueStuck, PauseVerb, Resume, Enqueue, *SCHEDULES)
+    looking = (List, Show, Explain, Stats)
+    acting = (Cancel, Retry, Prune, Recount, RequeueStuck, PauseVerb, Resume, Enqueue)
+    verbs = (*looking, *acting, *SCHEDULES)
     examples = (
         "jobs stats",
         "jobs list --state failed --since 2h",
