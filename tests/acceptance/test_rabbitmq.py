@@ -13,8 +13,8 @@ from amqp.exceptions import NotFound
 from celery import chain, chord
 from django.db import connections, transaction
 
-from jobs import control, epoch, marker, publisher
-from jobs.models import Epoch, Job
+from jobs import control, epoch, lifecycle, marker, publisher, release
+from jobs.models import Epoch, Job, Worker
 from jobs.publisher import Publisher
 from jobs.states import State
 from project.celery import app
@@ -495,7 +495,10 @@ def test_more_urgent_jobs_leave_the_queue_first(
 ) -> None:  # fmt: skip
     platform = platform_on(url, kind, "solo")
     platform.stop()
+    now = lifecycle.database_now()
+    Worker.objects.create(name="another", pid=1, started_at=now, seen_at=now, queues=["default"], concurrency=4)
     jobs = [note.apply_async((name,), priority=name) for name in ("low", "normal", "high", "critical")]
+    release.release()  # all of them, while that worker seems to live: the queue itself has them in order
     begun(request, platform)
     completed(*jobs)
     # A job that is more urgent than one in the queue may have come when its message did not yet lie there.
