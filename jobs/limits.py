@@ -18,7 +18,7 @@ KEY_LENGTH: Final = 200
 # What every key may name beside the parameters of the body.
 PLACES: Final = ("task", "queue", "tenant")
 NOBODY: Final = "(no tenant)"  # jobs without one count together
-_QUEUE: Final = "\ue000queue\ue000"  # until it is known to which queue a job goes
+_QUEUE: Final = f"{chr(0xE000)}queue{chr(0xE000)}"  # until it is known to which queue a job goes
 _SPANS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _RATE: Final = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*/\s*(s|m|h|d)\s*$")
 
