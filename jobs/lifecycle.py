@@ -152,10 +152,10 @@ def _durably(connection: BaseDatabaseWrapper) -> bool:
 
 
 # Only the first start of a job may be forgotten, and only if a second one is allowed: what takes a whole machine down
-# is sent again, and counts from then on.
+# is sent again, and counts from then on. That of a job with limits must not be: who takes it back would free its slots.
 _ASYNCHRONOUSLY = (
-    "AND set_config('synchronous_commit', CASE WHEN attempt = 0 AND sends <= 1 AND max_attempts > 1 THEN 'off' "
-    "ELSE current_setting('synchronous_commit') END, true) <> '' "
+    "AND set_config('synchronous_commit', CASE WHEN attempt = 0 AND sends <= 1 AND max_attempts > 1 AND bound = '' "
+    "THEN 'off' ELSE current_setting('synchronous_commit') END, true) <> '' "
 )
 
 

@@ -297,11 +297,12 @@ def commits(committed: None, sent: list[str], monkeypatch: pytest.MonkeyPatch) -
         ({"attempt": 1}, "on"),
         ({"sends": 2}, "on"),
         ({"max_attempts": 1}, "on"),
+        ({"bound": '[["slots","x","x",1.0,1.0]]'}, "on"),
     ],
-    ids=["the first", "a later attempt", "sent again", "the only one that is allowed"],
+    ids=["the first", "a later attempt", "sent again", "the only one that is allowed", "with a limit"],
 )
 def test_only_the_first_of_several_attempts_begins_without_waiting_for_the_disk(
-    commits: Callable[[Job], str], changes: dict[str, int], how: str
+    commits: Callable[[Job], str], changes: dict[str, Any], how: str
 ) -> None:
     job = fresh(sample.note.delay("x"))
     Job.objects.filter(pk=job.pk).update(**changes)

@@ -93,6 +93,7 @@ def test_what_the_call_carries_beyond_the_payload_is_sent_each_time(broker: Redi
 @pytest.mark.parametrize(("priority", "step"), [("critical", 0), ("high", 3), ("normal", 6), ("low", 9)])
 def test_the_brokers_own_priorities_are_mapped(broker: RedisServer, priority: str, step: int) -> None:
     add.apply_async((1, 2), priority=priority)
+    release.release()
     with Redis.from_url(broker.url) as client:
         assert client.llen(f"default\x06\x16{step}" if step else "default") == 1
 
