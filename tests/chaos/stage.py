@@ -33,6 +33,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "idempotent": {"task": "idempotent"},
     "transactional": {"task": "transactional", "effect": "row"},
     "limited": {"task": "limited"},
+    "guarded": {"task": "guarded"},
+    "through gateway": {"task": "through_gateway"},
     "checkpointed": {"task": "checkpointed", "effect": "row"},
     "failing": {"task": "plain", "how": "broken", "expects": "failed", "effect": "none"},
     "retried": {"task": "plain", "how": "transient", "until": 3},
@@ -640,7 +642,7 @@ class Seam:
         return self.reached
 
 
-_KWARGS = {"seconds", "gate", "how", "until", "pause", "key"}
+_KWARGS = {"seconds", "gate", "how", "until", "pause", "key", "user"}
 
 
 def recovery(runs: list[Run], struck: int | None) -> float | None:

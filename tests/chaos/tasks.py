@@ -10,7 +10,7 @@ from uuid import UUID
 from django.db import connection
 
 from jobs.retry import RetryPolicy
-from jobs.task import IdempotentTask, TransactionalTask, task
+from jobs.task import Concurrency, IdempotentTask, Rate, TransactionalTask, task
 from tests.chaos.bodies import CHECKPOINTED_ROWS, Broken, Ledger, Transient, perform
 from tests.chaos.ledger import NOBODY
 
@@ -89,6 +89,24 @@ def limited(
     until: int = 99,
 ) -> int:
     """A task with a hard time limit of two seconds."""
+    return _perform(self, number, seconds, gate, how, until)
+
+
+@task(bind=True, limits=[Concurrency("user {user}", 2), Concurrency("{task}", 3)], retry_policy=POLICY)
+def guarded(
+    self: Any, before: Any = None, *, number: int, user: str = "", seconds: float = 0.0, gate: str = "",
+    how: str = "fine", until: int = 99,
+) -> int:  # fmt: skip
+    """A task of which two run at a time for each user, and three in all."""
+    return _perform(self, number, seconds, gate, how, until)
+
+
+@task(bind=True, limits=[Rate("gateway", "8/s", burst=4)], retry_policy=POLICY)
+def through_gateway(
+    self: Any, before: Any = None, *, number: int, seconds: float = 0.0, gate: str = "", how: str = "fine",
+    until: int = 99,
+) -> int:  # fmt: skip
+    """A task of which eight start in a second, or four at once after a quiet time."""
     return _perform(self, number, seconds, gate, how, until)
 
 
