@@ -25,7 +25,7 @@ from project import processes
 from project.servers import PostgresServer, RedisServer, Server, free_port
 
 ROOT = Path(__file__).resolve().parent.parent
-QUEUES = "default,payments,mail,media,reports"
+QUEUES = "default,payments,mail,media,reports,suppliers"
 CELERY = ("-m", "celery", "-A", "project")
 USUAL_PORTS = {"gateway": 8071, "mailbox": 8072, "web": 8000, "flower": 5555}
 READY_WITHIN = 60.0
@@ -87,6 +87,7 @@ class Platform:
         self.start_processes()
         self.say(self.manage("demo_seed"))
         self.show_addresses(login)
+        self.say(self.manage("demo_explain") + "\n")
 
     def environment(self) -> dict[str, str]:
         """What the settings, the sample shop and Flower read."""

@@ -6,7 +6,7 @@ from kombu import Exchange, Queue
 
 Kind = Literal["classic", "quorum"]
 
-NAMES = ("default", "payments", "mail", "media", "reports")
+NAMES = ("default", "payments", "mail", "media", "reports", "suppliers")
 # RabbitMQ keeps a list for each priority up to this one; Mainstay uses four of them, 9 for what is critical.
 HIGHEST = 9
 

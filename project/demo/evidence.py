@@ -11,13 +11,13 @@ from typing import Any
 import httpx
 from django.db.models import Q
 
-from jobs.models import Job
+from jobs.models import Act, Job
 from jobs.states import State
-from project.demo import conf, expected
+from project.demo import conf, expected, parcels, tasks
 from project.demo.mailbox import kept, message_name
 from project.demo.models import ImportRun, Order, Payment, Product, Promise, Receipt, Subscriber, TaxEntry, Thumbnail
-from project.demo.round import Round
-from project.demo.seeding import order_file_of
+from project.demo.round import SHOPS, Round
+from project.demo.seeding import SUPPLIERS, order_file_of
 
 ORDER_NUMBER = re.compile(r"\d\d-\d{6}")
 
@@ -55,6 +55,9 @@ def gather(rounds: list[Round], ledger: dict[str, Any]) -> Findings:
     look_at_mail(findings, rounds)
     look_at_pictures(findings, rounds)
     look_at_books(findings, rounds)
+    look_at_leaflets(findings, rounds)
+    look_at_parcels(findings, rounds, ledger.get("looked_up", []))
+    look_at_supplies(findings)
     return findings
 
 
@@ -172,3 +175,63 @@ def look_at_books(findings: Findings, rounds: list[Round]) -> None:
     findings.compare("tax entries", (line.number for r in rounds for line in r.taxed()), entries)
     subscribers = Subscriber.objects.values_list("email", flat=True)
     findings.compare("subscribers", (email for r in rounds for email in r.subscriber_emails()), subscribers)
+
+
+def look_at_leaflets(findings: Findings, rounds: list[Round]) -> None:
+    """Every leaflet is folded, and the single one of the second shop did not wait for the mailing of the first."""
+    first, second, *_ = SHOPS
+    intended = [f"{first}-{number}.txt" for r in rounds for number in r.leaflet_numbers()]
+    intended += [f"{second}-{r.lone_leaflet()}.txt" for r in rounds]
+    findings.compare("leaflets", intended, (path.name for path in conf.LEAFLETS.glob("*.txt")))
+    turns = (turn_of(a_round) for a_round in rounds)
+    findings.amiss += [f"leaflets: {turn}" for turn in turns if turn and turn.before > SENT_BEFORE]
+
+
+SENT_BEFORE = 40  # of a flood, that the workers and the broker may have had when another's job came
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """When the single leaflet of one shop was folded, beside the mailing of another."""
+
+    number: str
+    before: int
+    after: int
+    waited: float
+
+    def __str__(self) -> str:
+        first, second, *_ = SHOPS
+        return (
+            f"the single leaflet of {second} started {self.waited:.1f} s after it was asked for: after {self.before} "
+            f"of {first}, before {self.after:,} of them"
+        )
+
+
+def turn_of(a_round: Round) -> Turn | None:
+    """When the single leaflet of a round started; None while it has not."""
+    jobs = Job.objects.filter(task=tasks.fold_leaflet.name, key__contains=f":{a_round.number:02d}-")
+    lone = jobs.filter(tenant=SHOPS[1], started_at__isnull=False).first()
+    if lone is None or lone.started_at is None:
+        return None
+    before = jobs.filter(tenant=SHOPS[0], started_at__lt=lone.started_at).count()
+    waited = (lone.started_at - lone.created_at).total_seconds()
+    return Turn(a_round.lone_leaflet(), before, jobs.filter(tenant=SHOPS[0]).count() - before, waited)
+
+
+def look_at_parcels(findings: Findings, rounds: list[Round], looked_up: list[tuple[str, float]]) -> None:
+    """The parcel service was asked about each parcel, and never more often than it allows."""
+    findings.compare("parcels", (number for r in rounds for number in r.parcel_numbers()), (p for p, _ in looked_up))
+    most = parcels.busiest_second(moment for _, moment in looked_up)
+    if most > parcels.BURST + parcels.PER_SECOND + parcels.BLUR:
+        findings.amiss.append(
+            f"parcels: the service was asked {most} times in one second, {parcels.ALLOWED} is allowed"
+        )
+
+
+def look_at_supplies(findings: Findings) -> None:
+    """Nothing was ordered while the supplier counted."""
+    resumed = Act.objects.filter(verb="resume", target=f"queue {SUPPLIERS}").order_by("at").first()
+    early = Job.objects.filter(task=tasks.order_supplies.name, started_at__isnull=False)
+    if resumed is not None:
+        early = early.filter(started_at__lt=resumed.at)
+    findings.amiss += [f"supplies: job {job.pk} started while its queue was paused" for job in early]

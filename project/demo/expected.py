@@ -59,6 +59,9 @@ def ends(a_round: Round) -> dict[str, Ends]:
         "close_books": Ends(completed=1, cancelled=1),
         "announce_sale": Ends(cancelled=1),
         "ExportCatalogue": Ends(cancelled=1),
+        "fold_leaflet": Ends(completed=a_round.leaflets + 1),
+        "look_up_parcel": Ends(completed=a_round.parcels),
+        "order_supplies": Ends(completed=a_round.supplies),
     }
     named = {TASKS + name: end for name, end in expected.items()}
     return named | {"project.demo.newsletter.subscribe": Ends(completed=a_round.subscribers)}

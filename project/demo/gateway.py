@@ -5,6 +5,7 @@ import json
 import socket
 import struct
 import threading
+import time
 from dataclasses import asdict, dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -31,6 +32,7 @@ class Ledger:
         self.seed = seed
         self.charges: dict[str, Charge] = {}
         self.asked: dict[str, int] = {}
+        self.looked_up: list[tuple[str, float]] = []
         self._lock = threading.Lock()
         self._journal = journal
         self._replay_journal()
@@ -44,11 +46,17 @@ class Ledger:
                 self._charge(Charge(key, order, amount, currency, self._reference(key, order)))
             return answer, self.charges.get(key)
 
+    def look_up(self, parcel: str) -> str:
+        """Say where a parcel is, and remember when somebody asked."""
+        with self._lock:
+            self.looked_up.append((parcel, time.monotonic()))
+        return "on its way"
+
     def snapshot(self) -> dict[str, Any]:
         """The ledger as plain JSON."""
         with self._lock:
             charges = [asdict(charge) for charge in self.charges.values()]
-            return {"seed": self.seed, "charges": charges, "asked": dict(self.asked)}
+            return {"seed": self.seed, "charges": charges, "asked": dict(self.asked), "looked_up": self.looked_up}
 
     def _count(self, order: str) -> int:
         self.asked[order] = self.asked.get(order, 0) + 1
@@ -110,16 +118,19 @@ class Gateway(ThreadingHTTPServer):
 
 
 class Till(BaseHTTPRequestHandler):
-    """One connection to the gateway: ``POST /charges``, ``GET /ledger``, ``GET /health``."""
+    """One connection to the gateway: ``POST /charges``, ``GET /parcels/…``, ``GET /ledger``, ``GET /health``."""
 
     server: Gateway
     protocol_version = "HTTP/1.1"
     timeout = 30
 
     def do_GET(self) -> None:
-        """Show the ledger, or that the gateway is up."""
+        """Show the ledger, where a parcel is, or that the gateway is up."""
         if self.path == "/ledger":
             return self._reply(200, self.server.ledger.snapshot())
+        _, parcels, parcel = self.path.rpartition("/parcels/")
+        if parcels:
+            return self._reply(200, {"parcel": parcel, "state": self.server.ledger.look_up(parcel)})
         if self.path == "/health":
             return self._reply(200, {"ready": True})
         return self._reply(404, {"error": "unknown address"})

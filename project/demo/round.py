@@ -89,6 +89,9 @@ class Round:
     subscribers: int = 25
     products: int = 8
     pictures: int = 5
+    leaflets: int = 600
+    parcels: int = 60
+    supplies: int = 5
 
     def __post_init__(self) -> None:
         for part, whole in (("charges", "orders"), ("receipts", "charges"), ("taxes", "orders")):
@@ -160,6 +163,22 @@ class Round:
     def subscriber_emails(self) -> list[str]:
         """The customers who want the newsletter."""
         return [self.email(index) for index in range(self.subscribers)]
+
+    def leaflet_numbers(self) -> list[str]:
+        """The leaflets of the first shop's mailing.
+
+        >>> Round(seed=7, leaflets=2).leaflet_numbers()
+        ['01-0001', '01-0002']
+        """
+        return [f"{self.number:02d}-{index + 1:04d}" for index in range(self.leaflets)]
+
+    def lone_leaflet(self) -> str:
+        """The only leaflet of the second shop."""
+        return f"{self.number:02d}-lone"
+
+    def parcel_numbers(self) -> list[str]:
+        """The parcels of which the shops want to know where they are."""
+        return [f"P{self.number:02d}-{index + 1:03d}" for index in range(self.parcels)]
 
     def skus(self) -> list[tuple[str, str]]:
         """The products of this round: stock number and name."""

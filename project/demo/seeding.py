@@ -10,7 +10,7 @@ from celery import chord
 from django.db import transaction
 from django.utils import timezone
 
-from jobs import control
+from jobs import bulk, control
 from project.demo import conf, order_file, pictures, tasks
 from project.demo.models import ImportRun, Product, Seeding, TaxRate, remember, sizes_of
 from project.demo.round import COUNTRIES, RATELESS_COUNTRY, SHOPS, Round
@@ -19,6 +19,7 @@ SALE_LASTS = timedelta(seconds=8)
 BOOKS_CLOSE_IN = timedelta(seconds=20)
 TAX_PERCENT = {"DE": "19.0", "DK": "25.0", "FR": "20.0", "NO": "25.0", "SE": "25.0"}
 BY = "demo"
+SUPPLIERS = "suppliers"
 
 
 def next_round(sizes: dict[str, Any]) -> Round:
@@ -39,6 +40,9 @@ def seed(a_round: Round) -> None:
         ask_for_pictures(a_round)
         ask_for_closing(a_round)
         ask_for_export(a_round)
+        ask_for_leaflets(a_round)
+        ask_for_parcels(a_round)
+        ask_for_supplies(a_round)
     hold_back_a_sale(a_round)
 
 
@@ -119,6 +123,28 @@ def ask_for_export(a_round: Round) -> None:
     """Enqueue the long export that is there to be watched, and cancelled."""
     job = tasks.ExportCatalogue.apply_async(kwargs={"pages": 400}, priority="low", tags=[a_round.name])
     remember([job.id], f"export of {a_round.name}")
+
+
+def ask_for_leaflets(a_round: Round) -> None:
+    """Enqueue the mailing of one shop, all at once, and a single leaflet of another behind it."""
+    tags, (first, second, *_) = [a_round.name, "leaflets"], SHOPS
+    mailing = [(first, number) for number in a_round.leaflet_numbers()]
+    remember(bulk.bulk(tasks.fold_leaflet, mailing, tenant=first, tags=tags).ids, f"mailing of {first}")
+    lone = tasks.fold_leaflet.apply_async((second, a_round.lone_leaflet()), tenant=second, tags=tags)
+    remember([lone.id], f"leaflet of {second}")
+
+
+def ask_for_parcels(a_round: Round) -> None:
+    """Enqueue more questions than the parcel service answers in a second."""
+    asked = bulk.bulk(tasks.look_up_parcel, a_round.parcel_numbers(), tags=[a_round.name, "parcels"])
+    remember(asked.ids, f"parcels of {a_round.name}")
+
+
+def ask_for_supplies(a_round: Round) -> None:
+    """Pause the queue of the suppliers, and enqueue orders that wait in it."""
+    control.pause(queue=SUPPLIERS, reason="the supplier counts his stock", by=BY)
+    orders = [(f"{a_round.number:02d}-S{index + 1}", 10 * (index + 1)) for index in range(a_round.supplies)]
+    remember(bulk.bulk(tasks.order_supplies, orders, tags=[a_round.name]).ids, f"supplies of {a_round.name}")
 
 
 def hold_back_a_sale(a_round: Round) -> None:

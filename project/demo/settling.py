@@ -19,7 +19,7 @@ from project.demo import tasks
 from project.demo.expected import NIGHTLY, Ends
 from project.demo.models import ImportRun, TaxRate, remember
 from project.demo.round import RATELESS_COUNTRY
-from project.demo.seeding import BY, TAX_PERCENT
+from project.demo.seeding import BY, SUPPLIERS, TAX_PERCENT
 
 REPORTS_WANTED = 2
 REPORTS_PATIENCE = 30.0
@@ -38,7 +38,7 @@ class Settlement:
 
     def __post_init__(self) -> None:
         self.began = self.clock()
-        self.chores = [self.stop_schedules, mend_taxes, stop_export, end_sale]
+        self.chores = [self.stop_schedules, mend_taxes, stop_export, end_sale, reopen_suppliers]
 
     @property
     def waited(self) -> float:
@@ -94,6 +94,13 @@ def end_sale() -> bool:
         return False
     if Pause.objects.filter(kind=Pause.Kind.TASK, name=tasks.announce_sale.name).exists():
         control.resume(task=tasks.announce_sale.name, by=BY)
+    return True
+
+
+def reopen_suppliers() -> bool:
+    """Let the orders of supplies go: the supplier has counted his stock."""
+    if Pause.objects.filter(kind=Pause.Kind.QUEUE, name=SUPPLIERS).exists():
+        control.resume(queue=SUPPLIERS, by=BY)
     return True
 
 

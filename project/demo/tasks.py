@@ -14,8 +14,8 @@ from PIL import UnidentifiedImageError
 
 from jobs.errors import Snooze
 from jobs.retry import RetryPolicy
-from jobs.task import FOREVER, NO_KEY, IdempotentTask, Task, TransactionalTask, task
-from project.demo import conf, order_file, payments, pictures, post, power
+from jobs.task import FOREVER, NO_KEY, IdempotentTask, Rate, Task, TransactionalTask, task
+from project.demo import conf, order_file, parcels, payments, pictures, post, power
 from project.demo.models import (
     ImportRun,
     Order,
@@ -34,6 +34,7 @@ from project.demo.round import OrderLine
 __all__ = ["subscribe"]
 
 BATCH = 500
+FOLDING = 0.05  # seconds that one leaflet takes
 SHORT = RetryPolicy(max_attempts=5, base=0.5, cap=4.0)
 
 
@@ -202,6 +203,42 @@ def close_books(day: str) -> dict[str, Any]:
 def announce_sale(shop: str) -> str:
     """Announce a flash sale; worth nothing once the sale is over, and held back until then in the demo."""
     return f"{shop} has announced its sale"
+
+
+@task(
+    queue="mail",
+    key="leaflet:{shop}:{number}",
+    base=IdempotentTask,
+    retry_policy=SHORT,
+    time_limit=30,
+    soft_time_limit=25,
+)
+def fold_leaflet(shop: str, number: str) -> str:
+    """Fold one leaflet of a shop's mailing. One shop sends hundreds; another's single one does not wait for them."""
+    time.sleep(FOLDING)
+    conf.LEAFLETS.mkdir(parents=True, exist_ok=True)
+    (conf.LEAFLETS / f"{shop}-{number}.txt").write_text(f"{shop} wishes you a good spring.\n", encoding="utf-8")
+    return number
+
+
+@task(
+    queue="default",
+    key="parcel:{parcel}",
+    base=IdempotentTask,
+    limits=[Rate("parcel service", parcels.ALLOWED, burst=parcels.BURST)],
+    retry_policy=SHORT,
+    time_limit=30,
+    soft_time_limit=25,
+)
+def look_up_parcel(parcel: str) -> str:
+    """Ask where a parcel is. The service may be asked five times in a second, by all workers together."""
+    return parcels.state_of(parcel)
+
+
+@task(queue="suppliers", key="supply:{sku}", base=IdempotentTask, retry_policy=SHORT, time_limit=30, soft_time_limit=25)
+def order_supplies(sku: str, pieces: int) -> str:
+    """Order from the supplier, who counts his stock in the demo: the queue is paused until he has done."""
+    return f"{pieces} of {sku} are ordered"
 
 
 class ExportCatalogue(Task):

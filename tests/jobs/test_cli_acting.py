@@ -216,7 +216,7 @@ def test_a_task_is_paused_by_the_last_part_of_its_name() -> None:
 def test_an_unknown_queue_is_not_paused() -> None:
     answer = pause("--queue", "paymens")
     assert (Pause.objects.count(), answer.code) == (0, 2)
-    assert "It has: default, mail, media, payments, reports." in answer.err
+    assert "It has: default, mail, media, payments, reports, suppliers." in answer.err
 
 
 def test_an_unknown_task_is_not_paused_and_the_nearest_is_named() -> None:

@@ -157,7 +157,7 @@ def test_every_queue_has_an_exchange_of_its_own() -> None:
     from project.celery import app
 
     routes = {name: (queue.exchange.name, queue.routing_key) for name, queue in app.amqp.queues.items()}
-    assert routes == {name: (name, name) for name in ("default", "payments", "mail", "media", "reports")}
+    assert routes == {name: (name, name) for name in ("default", "payments", "mail", "media", "reports", "suppliers")}
 
 
 def test_a_queue_that_the_project_does_not_declare_is_refused() -> None:
