@@ -222,7 +222,7 @@ def fold_leaflet(shop: str, number: str) -> str:
 
 
 @task(
-    queue="default",
+    queue="reports",
     key="parcel:{parcel}",
     base=IdempotentTask,
     limits=[Rate("parcel service", parcels.ALLOWED, burst=parcels.BURST)],
