@@ -25,14 +25,15 @@ from project import processes
 from project.servers import PostgresServer, RedisServer, Server, free_port
 
 ROOT = Path(__file__).resolve().parent.parent
-QUEUES = "default,payments,mail,media,reports,suppliers"
+# A worker takes what is urgent in any of its queues first, so what must not wait for that has a worker of its own.
+WORKERS = {"worker": ("default,payments,media", 4), "desk": ("mail,reports,suppliers", 3)}
 CELERY = ("-m", "celery", "-A", "project")
 USUAL_PORTS = {"gateway": 8071, "mailbox": 8072, "web": 8000, "flower": 5555}
 READY_WITHIN = 60.0
 SETTLE_WITHIN = 280
 STATES = ("pending", "reserved", "running", "retrying", "completed", "failed", "cancelled")
-# How long each may take to end, in seconds, in the order in which they end: the worker finishes its jobs.
-PATIENCE = {"worker": 30.0, "beat": 10.0, "flower": 5.0, "web": 10.0, "mailbox": 5.0, "gateway": 5.0}
+# How long each may take to end, in seconds, in the order in which they end: the workers finish their jobs.
+PATIENCE = {"worker": 30.0, "desk": 30.0, "beat": 10.0, "flower": 5.0, "web": 10.0, "mailbox": 5.0, "gateway": 5.0}
 
 
 class DemoFailed(Exception):
@@ -112,16 +113,18 @@ class Platform:
 
     def start_processes(self) -> None:
         """Start what the shop talks to and the platform itself; wait until all are ready."""
-        self.say("starting web, worker, beat, Flower, and the shop's payment gateway and mail server")
+        self.say("starting web, two workers, beat, Flower, and the shop's payment gateway and mail server")
         self.begin("gateway", "manage.py", "demo_gateway", "--port", str(self.ports["gateway"]))
         self.begin("mailbox", "manage.py", "demo_mailbox", "--port", str(self.ports["mailbox"]))
         bind = ("--bind", f"127.0.0.1:{self.ports['web']}")
         self.begin("web", "-m", "gunicorn", "project.wsgi", *bind, "--threads", "4")
         self.begin("beat", *CELERY, "beat")
-        # Flower shows the tasks of workers that send events.
-        self.begin("worker", *CELERY, "worker", "-Q", QUEUES, "-c", "4", "-E")
+        for name, (queues, size) in WORKERS.items():
+            # Flower shows the tasks of workers that send events.
+            self.begin(name, *CELERY, "worker", "-n", f"{name}@%h", "-Q", queues, "-c", str(size), "-E")
         self.begin("flower", *CELERY, "flower")
-        self.wait_for("worker", lambda: " ready." in self.printed("worker"))
+        for name in WORKERS:
+            self.wait_for(name, lambda name=name: " ready." in self.printed(name))  # type: ignore[misc]
         for name, port in self.ports.items():
             self.wait_for(name, partial(processes.listens, port))
 
@@ -201,7 +204,7 @@ class Platform:
         with contextlib.suppress(Interrupted):
             for name, patience in PATIENCE.items():
                 if child := self.children.get(name):
-                    waits = " (up to 30 s for its running jobs; Ctrl-C again ends at once)" if name == "worker" else ""
+                    waits = " (up to 30 s for its running jobs; Ctrl-C again ends at once)" if name in WORKERS else ""
                     self.say(f"stopping {name}{waits}")
                     processes.end(child, signal.SIGTERM, patience)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
