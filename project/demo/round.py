@@ -89,8 +89,8 @@ class Round:
     subscribers: int = 25
     products: int = 8
     pictures: int = 5
-    leaflets: int = 600
-    parcels: int = 60
+    leaflets: int = 300
+    parcels: int = 40
     supplies: int = 5
 
     def __post_init__(self) -> None:
