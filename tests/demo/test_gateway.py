@@ -6,7 +6,7 @@ from decimal import Decimal
 import httpx
 import pytest
 
-from project.demo import conf, payments, plan
+from project.demo import conf, parcels, payments, plan
 from project.demo.gateway import Gateway, Ledger
 from project.demo.round import Round
 
@@ -109,3 +109,9 @@ def test_a_request_without_an_idempotency_key_is_refused(gateway):
         f"{gateway.url}/charges", json={"order": "1", "amount": "1", "currency": "EUR"}, trust_env=False
     )
     assert answer.status_code == 400
+
+
+def test_the_parcel_service_says_where_a_parcel_is_and_when_it_was_asked(gateway):
+    assert parcels.state_of("P01-007") == "on its way"
+    ((parcel, _),) = httpx.get(f"{gateway.url}/ledger", trust_env=False).json()["looked_up"]
+    assert parcel == "P01-007"

@@ -18,6 +18,9 @@ SMALL = {
     "subscribers": 4,
     "products": 2,
     "pictures": 3,
+    "leaflets": 4,
+    "parcels": 3,
+    "supplies": 2,
 }
 
 
@@ -55,7 +58,8 @@ def test_every_enqueued_job_is_promised(seeded):
 def test_a_seeding_enqueues_everything_but_what_the_import_asks_for(seeded):
     imports, closings, sale, export = 2, 2, 1, 1
     pictures_and_sheets = SMALL["products"] * (SMALL["pictures"] + 1)
-    expected = imports + SMALL["taxes"] + SMALL["subscribers"] + pictures_and_sheets + closings + sale + export
+    order = SMALL["leaflets"] + 1 + SMALL["parcels"] + SMALL["supplies"]
+    expected = imports + SMALL["taxes"] + SMALL["subscribers"] + pictures_and_sheets + closings + sale + export + order
     assert Job.objects.count() == expected
 
 
