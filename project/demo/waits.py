@@ -9,10 +9,12 @@ from django.db.models import QuerySet
 
 from jobs.explain import Explanation, explain
 from jobs.models import Job
-from jobs.states import WAITING
+from jobs.states import WAITING, State
 from project.demo import evidence, parcels, tasks
 from project.demo.round import SHOPS, Round
 from project.demo.seeding import SUPPLIERS
+
+BEFORE_ITS_START = {*WAITING, State.RESERVED}
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +27,7 @@ class Wait:
 
     def explained(self) -> Explanation | None:
         """Why the last of them waits; None while none does, or for another reason."""
-        last = self.jobs.filter(state__in=WAITING).order_by("-created_at", "-pk").first()
+        last = self.jobs.filter(state__in=BEFORE_ITS_START).order_by("-created_at", "-pk").first()
         told = explain(last.pk) if last else None
         return told if told and any(part.word == self.word for part in told.parts) else None
 

@@ -50,7 +50,7 @@ def test_each_kind_of_wait_is_explained_and_the_lone_leaflet_had_its_turn(a_roun
     released = let_go()
     start(*(job for job in released if job.task == tasks.fold_leaflet.name))
     look = Look(a_round)
-    assert look.again()
+    assert look.again(), list(look.unseen())
     assert look.turn.before <= 2
     words = "\n".join(look.lines())
     assert "Behind 3" in words
