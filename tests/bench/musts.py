@@ -11,7 +11,10 @@ from tests.bench.figures import Spread
 
 @dataclass(frozen=True, slots=True)
 class Must:
-    """A ratio of ours to a peer's; ``more`` says whether it must not be less, or not be more."""
+    """A ratio of ours to a peer's, or a figure of ours ``against`` nobody, in its ``unit``.
+
+    ``more`` says whether it must not be less, or not be more.
+    """
 
     what: str
     measure: str
@@ -23,6 +26,7 @@ class Must:
     more: bool = True
     ours: str = "mainstay"
     beside: tuple[str, str] | None = None
+    unit: str = "×"
 
     @property
     def theirs(self) -> tuple[str, str]:
@@ -33,7 +37,7 @@ class Must:
     def wanted(self) -> str:
         """The must and the aim in words."""
         sign = "≥" if self.more else "≤"
-        return f"{sign} {self.must:g}× (aim {sign} {self.aim:g}×)"
+        return f"{sign} {self.must:g}{self.unit} (aim {sign} {self.aim:g}{self.unit})"
 
     def met(self, ratio: float) -> bool:
         """Whether a ratio is what it must be."""
@@ -57,6 +61,8 @@ MUSTS = (
          False),
     Must("the conductor's releases against stock delay(), jobs/s", "release", "", "jobs_s", "celery", 5, 5,
          beside=("enqueue", "outside")),
+    Must("a lone tenant's job behind the flood of another, until its body begins", "flood", "", "waited_s", "", 2, 0.5,
+         False, unit=" s"),
 )  # fmt: skip
 ELSEWHERE = (
     "admin and dashboard at 10 million rows against 10 thousand (≤ 2×, aim 1.2×): `python -m tests.scale`",
@@ -90,6 +96,8 @@ def judged(found: Found) -> list[Verdict]:
 
 def _ratio(must: Must, found: Found) -> Spread | None:
     ours = _values(found, (must.measure, must.case, must.ours), must.figure)
+    if not must.against:
+        return Spread.of(list(ours.values())) if ours else None
     theirs = _values(found, (*must.theirs, must.against), must.figure)
     both = figures.ratios(ours, theirs)
     return Spread.of(both) if both else None

@@ -80,3 +80,22 @@ def release(count: int) -> dict[str, float]:
     while gone := chore():
         released += gone
     return {"took": time.perf_counter() - began, "released": released}
+
+
+def flood(numbers: Sequence[int]) -> None:
+    """Many jobs of one tenant."""
+    from jobs.bulk import bulk
+
+    bulk(noop, numbers, tenant="flood")
+
+
+def lone(sent: int) -> None:
+    """A job of a tenant who has no other."""
+    tell.apply_async((sent,), tenant=f"lone {sent}")
+
+
+def limited(count: int, limits: int) -> dict[str, float]:
+    """Let the conductor's chore hand to the broker what stands in line, and say how long it took for how many."""
+    from tests.bench import limited
+
+    return limited.released(count, limits)

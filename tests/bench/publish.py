@@ -1,4 +1,5 @@
-"""A run as a page: ``python -m tests.bench.publish .bench/bench.json`` puts its tables into docs/performance.md."""
+"""A run as a page: ``python -m tests.bench.publish .bench/bench.json`` puts its tables into docs/performance.md,
+and draws what has a picture."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.bench import report
+from tests.bench import picture, report
 
 PAGE = Path("docs/performance.md")
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
@@ -23,6 +24,7 @@ def main(paths: Sequence[str], page: Path = PAGE) -> int:
         return 2
     before, rest = page.read_text().split(BEGIN)
     page.write_text(f"{before}{BEGIN}\n\n{report.markdown(run)}\n{END}{rest.split(END)[1]}")
+    picture.draw(run, page.parent / "images" / picture.PAGE.name)
     return 0
 
 

@@ -32,6 +32,13 @@ COLUMNS: dict[str, tuple[tuple[str, str, bool | None], ...]] = {
         ("jobs/s until sent", "sent_s", None),
     ),
     "release": (("jobs/s", "jobs_s", None),),
+    "limits": (("jobs/s", "jobs_s", None),),
+    "flood": (
+        ("waited, s", "waited_s", None),
+        ("waited more than, s", "more_than_s", None),
+        ("of the flood that ran meanwhile", "before", None),
+        ("waited in a queue of its own, s", "own_s", None),
+    ),
     "drain": (("jobs/s", "jobs_s", True), ("worker's memory, MB", "memory_mb", None)),
     "pickup": (
         ("from the broker, p50, ms", "broker_p50_ms", False),
@@ -157,7 +164,7 @@ def about(run: dict[str, Any]) -> str:
 def must_table(found: Findings) -> str:
     """Each must, and what came of it."""
     rows = [
-        [verdict.must.what, verdict.must.wanted, times(verdict.ratio), f"**{verdict.status}**"]
+        [verdict.must.what, verdict.must.wanted, times(verdict.ratio, verdict.must.unit), f"**{verdict.status}**"]
         for verdict in musts.judged(found.by_case)
     ]
     elsewhere = "\n".join(f"* not measured here: {words}" for words in musts.ELSEWHERE)
@@ -266,13 +273,13 @@ def middle(found: Spread | None) -> str:
     return "" if found is None else short(found.middle)
 
 
-def times(found: Spread | None) -> str:
-    """A ratio with its bounds.
+def times(found: Spread | None, unit: str = "×") -> str:
+    """A ratio with its bounds, or a figure with its unit.
 
     >>> times(Spread(1.254, 1.1, 1.4))
     '1.25× (1.10–1.40)'
     """
-    return "" if found is None else f"{short(found.middle)}× ({short(found.low)}–{short(found.high)})"
+    return "" if found is None else f"{short(found.middle)}{unit} ({short(found.low)}–{short(found.high)})"
 
 
 # --- Lines and files -------------------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ def test_whoever_says_how_many_rounds_there_are_gets_them() -> None:
 def test_a_run_says_at_its_start_how_long_it_takes() -> None:
     options = parse(["--measure", "drain", "--peers", "celery", "--rounds", "2"])
     assert runner.Run(Console(), options).length() == "12 samples: about 1:35 minutes"
-    assert "so that it ends after about 23:40 too" in runner.Run(Console(), Options()).length()
+    assert "so that it ends after about 24:00 too" in runner.Run(Console(), Options()).length()
 
 
 class Clock:

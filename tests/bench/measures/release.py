@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from tests.bench.measures.base import Bench, Case, Sample
 from tests.bench.options import Options
 from tests.bench.systems import System
-from tests.bench.world import Failed
+from tests.bench.world import Failed, World
 
 ABOUT = (
     "Jobs per second that the conductor's release hands from due rows to the broker, marked and sent. Compared with "
@@ -27,8 +27,13 @@ def take(bench: Bench, case: Case, number: int) -> Sample:
     system, count = case.system, bench.options.released
     bench.world.reset(system)
     found = bench.producers.of(system).ask("release", count=count)
-    with bench.world.broker(system) as broker:
-        sent = sum(broker.llen(key) for key in broker.scan_iter("default*") if broker.type(key) == b"list")
-    if (found["released"], sent) != (count, count):
-        raise Failed(f"{count} rows were due, {found['released']} were released, {sent} messages are there")
+    there = sent(bench.world, system)
+    if (found["released"], there) != (count, count):
+        raise Failed(f"{count} rows were due, {found['released']} were released, {there} messages are there")
     return Sample("release", "", system.name, number, {"jobs_s": count / found["took"]})
+
+
+def sent(world: World, system: System) -> int:
+    """How many messages are in the broker."""
+    with world.broker(system) as broker:
+        return sum(broker.llen(key) for key in broker.scan_iter("default*") if broker.type(key) == b"list")

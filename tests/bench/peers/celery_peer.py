@@ -34,5 +34,9 @@ def enqueue_inside(number: int) -> None:
         noop.delay_on_commit(number)
 
 
+def lone(sent: int) -> None:
+    tell.apply_async((sent,), queue="lone")
+
+
 def ping(sent: int) -> None:
     tell.delay(sent)

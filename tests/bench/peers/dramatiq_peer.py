@@ -25,6 +25,15 @@ def tell(sent: int) -> None:
     witness.began(sent)
 
 
+@dramatiq.actor(queue_name="lone")
+def tell_alone(sent: int) -> None:
+    witness.began(sent)
+
+
+def lone(sent: int) -> None:
+    tell_alone.send(sent)
+
+
 def enqueue(number: int) -> None:
     noop.send(number)
 

@@ -94,6 +94,28 @@ def ping(calls: Any, until_sent: bool) -> dict[str, Any]:
     return {"took_ms": (time.monotonic_ns() - began) / 1e6}
 
 
+def flood(calls: Any, first: int, count: int, size: int) -> dict[str, Any]:
+    """Enqueue many of one tenant, where there are tenants; of everybody else, simply many."""
+    own = getattr(calls, "flood", None)
+    if own is None:
+        return many(calls, first, count, size)
+    for start in range(first, first + count, size):
+        own(range(start, min(start + size, first + count)))
+    flush(calls)
+    return {}
+
+
+def lone(calls: Any) -> dict[str, Any]:
+    """Enqueue one job of somebody else by the means that a queue has for that; it tells when its body began."""
+    calls.lone(time.monotonic_ns())
+    return {}
+
+
+def limited(calls: Any, count: int, limits: int) -> dict[str, Any]:
+    """Hand rows with limits to the broker; return how many seconds it took."""
+    return dict(calls.limited(count, limits))
+
+
 def release(calls: Any, count: int) -> dict[str, Any]:
     """Hand rows that are due to the broker; return how many seconds it took."""
     return dict(calls.release(count))
@@ -105,6 +127,9 @@ ORDERS: dict[str, Callable[..., dict[str, Any]]] = {
     "ping": ping,
     "rest": rest,
     "release": release,
+    "flood": flood,
+    "lone": lone,
+    "limited": limited,
 }
 
 if __name__ == "__main__":

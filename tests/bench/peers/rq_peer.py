@@ -35,5 +35,9 @@ def enqueue_many(numbers: Sequence[int]) -> None:
     queue.enqueue_many([Queue.prepare_data(noop, (number,)) for number in numbers])
 
 
+def lone(sent: int) -> None:
+    Queue("lone", connection=queue.connection).enqueue(tell, sent)
+
+
 def ping(sent: int) -> None:
     queue.enqueue(tell, sent)
