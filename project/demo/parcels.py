@@ -8,9 +8,9 @@ import httpx
 
 from project.demo import conf
 
-ALLOWED = "5/s"
-PER_SECOND = 5
-BURST = 5
+ALLOWED = "2/s"
+PER_SECOND = 2
+BURST = 2
 # Starts follow the releases of a limit by a moment, which on a busy machine may bring some of them together.
 BLUR = 5
 

@@ -90,7 +90,7 @@ class Round:
     products: int = 8
     pictures: int = 5
     leaflets: int = 300
-    parcels: int = 40
+    parcels: int = 24
     supplies: int = 5
 
     def __post_init__(self) -> None:

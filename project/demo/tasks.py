@@ -231,7 +231,7 @@ def fold_leaflet(shop: str, number: str) -> str:
     soft_time_limit=25,
 )
 def look_up_parcel(parcel: str) -> str:
-    """Ask where a parcel is. The service may be asked five times in a second, by all workers together."""
+    """Ask where a parcel is. The service may be asked twice in a second, by all workers together."""
     return parcels.state_of(parcel)
 
 

@@ -27,10 +27,10 @@ OWN_QUEUE: Mapping[str, tuple[str, str]] = {
 }
 ABOUT = (
     f"One tenant enqueues {FULL:,} jobs that do nothing (in a quick run {QUICK:,}), and the workers begin with them. "
-    "Then another tenant enqueues one, and its wait is measured until its body begins. Ours is called with tenant=…, and of "
-    f"{LONE} lone tenants the slowest counts. Peers have no tenants: their job waits in the queue of the flood. Beside "
-    "it one is measured by what they document, a queue of its own, of which the workers were told at their start. A wait "
-    f"is cut off after {PATIENCE:g} s; with MEASURE=flood alone it is waited for to the end."
+    "Then another tenant enqueues one, and its wait is measured until its body begins. Ours is called with tenant=…, "
+    f"and of {LONE} lone tenants the slowest counts. Peers have no tenants: their job waits in the queue of the flood. "
+    "Beside it one is measured by what they document, a queue of its own, of which the workers were told at their "
+    f"start. A wait is cut off after {PATIENCE:g} s; with MEASURE=flood alone it is waited for to the end."
 )
 
 
