@@ -282,7 +282,7 @@ def left_out(options: Options) -> str:
         module = MEASURES[name]
         whole = Options(systems=options.systems)
         missing = len(module.cases(whole, options.systems)) - len(module.cases(options, options.systems))
-        rounds = f"{module.ROUNDS['quick']} rounds instead of {module.ROUNDS['full']}"
+        rounds = getattr(module, "LESS", f"{module.ROUNDS['quick']} rounds instead of {module.ROUNDS['full']}")
         words.append(f"{name}: {missing} of its cases, and {rounds}" if missing else f"{name}: no case, but {rounds}")
     words += ["scale"] if "scale" in options.measures else []
     return "; ".join(words)

@@ -15,6 +15,7 @@ from tests.bench.world import Failed, World
 ROUNDS = {"quick": 1, "full": 1}
 SECONDS = {"quick": 7.0, "full": 44.0}
 QUICK, FULL = 2_000, 100_000
+LESS = f"a flood of {QUICK:,} instead of {FULL:,}"
 LONE = 5
 PATIENCE, QUICK_PATIENCE, WHOLE = 20.0, 5.0, 900.0
 FIRST_BODY = 60.0

@@ -18,6 +18,7 @@ ABOUT = (
 )
 ROUNDS = {"quick": 1, "full": 2}
 SECONDS = {"quick": 1.0, "full": 1.5}
+LESS = "one round instead of two"
 LIMITS = {"no limit": 0, "one limit": 1, "three limits": 3}
 
 
