@@ -12,7 +12,21 @@ from uuid import UUID
 
 from django.db import OperationalError, transaction
 
-from jobs import canvas, declared, drafts, intake, keys, lifecycle, outage, outbox, payload, publisher, signals
+from jobs import (
+    bursts,
+    canvas,
+    declared,
+    drafts,
+    intake,
+    keys,
+    lifecycle,
+    outage,
+    outbox,
+    payload,
+    publisher,
+    signals,
+    windows,
+)  # fmt: skip
 from jobs.drafts import Declaration
 from jobs.errors import JobsError, OptionError
 from jobs.idempotency import WHILE_UNFINISHED, KeyScope, check_key
@@ -282,6 +296,7 @@ class _Pattern:
         given = _given(name, task, options, alone)
         self.task, self.says = task, _with_key(drafts.declaration(name, task), key)
         self.key = given.pop("key", None)
+        self.window = windows.chosen(name, self.says.window, given)
         self.outline = drafts.outline(self.says, given, publisher.in_use().app.timezone)
         self.outline.queue = outbox.queue_of(self.outline.queue, name, task, given)
         outbox.check_sendable(given, name)
@@ -297,7 +312,7 @@ class _Pattern:
         if type(item) is Item:
             item, key = item.payload, item.key
         job = self.outline if self.awaited else next(self.copies)
-        drafts.fill(job, self.says, self._content(item), key)
+        drafts.fill(job, self.says, self._content(item), key, self.window)
         return _Call(job, self.says.key_scope, self.awaited)
 
     def _content(self, item: Any) -> Payload:
@@ -354,12 +369,13 @@ def _record(calls: Sequence[_Call], *, left: bool) -> dict[UUID, UUID]:
 
     Those that are ``left`` to the conductor are not sent.
     """
-    for call in calls:
+    joining, plain = _parted(calls)
+    for call in plain:
         outbox.place(call.job)
         if left and call.job.state == State.RESERVED:
             _leave(call.job)
-    owners = _insert(calls)
-    new = list({call.job.id: call.job for call in calls if call.job.id not in owners}.values())
+    owners = _insert(plain) | _join(joining)
+    new = list({call.job.id: call.job for call in plain if call.job.id not in owners}.values())
     for call in calls:
         if call.awaited and call.job.id in owners:
             intake.follow(call.job, owners[call.job.id])
@@ -371,6 +387,25 @@ def _record(calls: Sequence[_Call], *, left: bool) -> dict[UUID, UUID]:
         for job in new:
             lifecycle.announce("enqueued", job)
     return owners
+
+
+def _parted(calls: Sequence[_Call]) -> tuple[Sequence[_Call], Sequence[_Call]]:
+    """The calls that belong to a burst, and the others."""
+    if not any(call.job.window for call in calls):
+        return (), calls
+    return [call for call in calls if call.job.window], [call for call in calls if not call.job.window]
+
+
+def _join(calls: Sequence[_Call]) -> dict[UUID, UUID]:
+    """Make calls part of their bursts; return whose job stands for those that no burst began with."""
+    together: dict[tuple[str, str], list[Job]] = {}
+    for call in calls:
+        assert call.job.window is not None
+        together.setdefault((call.job.task, call.job.window.key), []).append(call.job)
+    owners: dict[UUID, UUID] = {}
+    for key in sorted(together):
+        owners |= bursts.join(together[key])
+    return {draft: owner for draft, owner in owners.items() if draft != owner}
 
 
 def _leave(job: Job) -> None:

@@ -141,7 +141,7 @@ def _send_task(app: Any, send_task: Any, name: str, args: Any = None, kwargs: An
         options = {
             k: v
             for k, v in options.items()
-            if k not in ("key", "tags", "metadata", "tenant", "correlation_id", "schedule")
+            if k not in ("key", "tags", "metadata", "tenant", "correlation_id", "schedule", "debounce", "throttle")
         }
         if tracked is False:
             options["headers"] = {**(options.get("headers") or {}), HEADER: UNTRACKED}

@@ -15,7 +15,7 @@ from uuid import uuid4
 
 from django.db import Error, connections
 
-from jobs import control, epoch, lanes, lifecycle, outage, release, rescue, tally
+from jobs import control, epoch, gathering, lanes, lifecycle, outage, release, rescue, tally
 from jobs.conf import current as settings
 from jobs.models import Leader
 from jobs.reconcile import Reconciler
@@ -57,6 +57,7 @@ class Conductor:
     def chores(self) -> list[tuple[str, float, Callable[[], int]]]:
         """What a leader does, in this order."""
         return [
+            ("let bursts go", 0.0, gathering.let_go),
             ("release", 0.0, release.release),
             ("mend the lanes", 60.0, lanes.mend),
             ("rescue", 1.0, rescue.rescue),

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import functools
-from datetime import timedelta
+from datetime import datetime, timedelta
+from typing import Any
 from uuid import UUID
 
 from django.db import transaction
 
-from jobs import audit, lanes, lifecycle, limits, successors
+from jobs import audit, bursts, gathering, lanes, lifecycle, limits, successors
 from jobs.errors import DeclarationError, JobNotFound, MoveRefused, Refused
-from jobs.lifecycle import NOW
+from jobs.lifecycle import NOW, Clock
 from jobs.models import Allotment, Job, Pause, Slot, Worker
 from jobs.states import WAITING, State
 
@@ -53,15 +54,53 @@ def retry(job_id: UUID, *, by: str, reason: str = "") -> Job:
         raise Refused(f"Job {job_id} has failed: replay its dead letter (manage.py dlq replay, or in the admin).")
     if job.state not in WAITING:
         raise Refused(f"Job {job_id} is {job.state}; only a job that waits can be made due.")
-    if job.due_at is None:
+    gathers = bursts.gathers(job)
+    if job.due_at is None and not gathers:
         raise Refused(f"Job {job_id} {job.reason or 'waits for other jobs'}; it cannot run before them.")
     try:
         with transaction.atomic(using=lifecycle.alias()):
-            job = lifecycle.move(job, State(job.state), f"made due by {by}", due_at=NOW)
+            if gathers:
+                gathering.go_now(job)
+                job = _existing(job_id)
+            else:
+                job = lifecycle.move(job, State(job.state), f"made due by {by}", due_at=NOW)
             audit.record_act("retry", by, str(job_id), job_id=job_id, reason=reason)
+    except MoveRefused:
+        raise Refused(f"Job {job_id} has just moved on by itself, or is being called. Try again.") from None
+    return job
+
+
+def snooze(job_id: UUID, until: timedelta | datetime, *, by: str, reason: str = "") -> Job:
+    """Put a job that has not started off until a time, or for so long from now; no attempt is used.
+
+    Raises ``Refused`` for a job that runs, has finished, or waits for other jobs.
+    """
+    job = _existing(job_id)
+    if job.finished or job.state == State.RUNNING:
+        raise Refused(f"Job {job_id} is {job.state}; only a job that waits can be snoozed.")
+    if bursts.gathers(job):
+        raise Refused(f"Job {job_id} is {job.reason}. Let it go (retry) or cancel it.")
+    if job.due_at is None:
+        raise Refused(f"Job {job_id} {job.reason or 'waits for other jobs'}, and has no time of its own.")
+    due_at = _later(until)
+    reserved = job.state == State.RESERVED  # its message is refused when it comes
+    changes: dict[str, Any] = {"due_at": due_at} | ({"sends": 0} if reserved else {})
+    try:
+        with transaction.atomic(using=lifecycle.alias()):
+            target = State.PENDING if reserved else State(job.state)
+            job = lifecycle.move(job, target, f"snoozed by {by}{f': {reason}' if reason else ''}", **changes)
+            audit.record_act("snooze", by, str(job_id), job_id=job_id, reason=reason, until=str(job.due_at))
     except MoveRefused:
         raise Refused(f"Job {job_id} has just moved on by itself.") from None
     return job
+
+
+def _later(until: timedelta | datetime) -> Clock | datetime:
+    """A time that is not over, and not in a hundred years."""
+    delay = until if isinstance(until, timedelta) else lifecycle.as_clock(until) - lifecycle.database_now()
+    if not timedelta(0) < delay < timedelta(days=36_500):
+        raise Refused(f"A job is snoozed for some time from now, not until {until}.")
+    return Clock(until) if isinstance(until, timedelta) else lifecycle.as_clock(until)
 
 
 def pause(*, queue: str | None = None, task: str | None = None, reason: str, by: str) -> Pause:

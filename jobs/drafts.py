@@ -11,7 +11,7 @@ from typing import Any
 
 from django.db.models.base import ModelState
 
-from jobs import conf, context, idempotency, lifecycle, limits, options, payload, plain
+from jobs import conf, context, idempotency, lifecycle, limits, options, payload, plain, windows
 from jobs.errors import KeyCannotBeMade, OptionError, PayloadError
 from jobs.idempotency import NO_KEY, WHILE_UNFINISHED, KeyScope
 from jobs.ids import new_id
@@ -20,6 +20,7 @@ from jobs.models import Job
 from jobs.payload import Payload
 from jobs.retry import RetryPolicy
 from jobs.states import State
+from jobs.windows import Window
 
 DEFAULT_POLICY = RetryPolicy()
 
@@ -41,6 +42,7 @@ class Declaration:
     transactional: bool = False
     retry_policy: RetryPolicy = DEFAULT_POLICY
     limits: tuple[limits.Limit, ...] = ()
+    window: Window | None = None
     max_attempts: int | None = None
     time_limit: float | None = None
     soft_time_limit: float | None = None
@@ -65,7 +67,7 @@ def declaration(name: str, task: Any) -> Declaration:
 
 _SAID = (
     "run", "typed", "job_queue", "job_priority", "key", "key_scope", "version", "upcasters", "idempotent",
-    "transactional", "retry_policy", "limits", "max_retries", "time_limit", "soft_time_limit",
+    "transactional", "retry_policy", "limits", "debounce", "throttle", "max_retries", "time_limit", "soft_time_limit",
 )  # fmt: skip
 
 
@@ -79,7 +81,7 @@ def _read(name: str, task: Any) -> Declaration:
         key=_key_of(task), key_scope=getattr(task, "key_scope", WHILE_UNFINISHED),
         version=getattr(task, "version", 1), upcasters=getattr(task, "upcasters", None),
         idempotent=getattr(task, "idempotent", False), transactional=getattr(task, "transactional", False),
-        retry_policy=policy, limits=tuple(getattr(task, "limits", ())),
+        retry_policy=policy, limits=tuple(getattr(task, "limits", ())), window=_window_of(task),
         max_attempts=None if policy.max_attempts else _of_celery(task),
         time_limit=getattr(task, "time_limit", None), soft_time_limit=getattr(task, "soft_time_limit", None),
     )  # fmt: skip
@@ -98,6 +100,17 @@ def _key_of(task: Any) -> Any:
     """The key as it was declared: a function of the arguments, which must not be bound to the task."""
     key = inspect.getattr_static(type(task), "key", NO_KEY)
     return key.__func__ if isinstance(key, staticmethod) else key
+
+
+def _window_of(task: Any) -> Window | None:
+    """The burst that each call belongs to, where the task says one."""
+    for option, kind in windows.KINDS.items():
+        value = getattr(task, option, None)
+        if isinstance(value, kind):
+            return value
+        if value is not None and not callable(value):  # a method of this name means something else
+            raise OptionError(f"The {option} of {task.name} must be a {kind.__name__}(…), not {value!r}.")
+    return None
 
 
 def _of_celery(task: Any) -> int | None:
@@ -120,7 +133,8 @@ def draft(
     """
     says = declaration(name, task)
     job = _usual(says, task, given) or outline(says, given, app_timezone, handed_on=handed_on)
-    fill(job, says, _payload(name, args, kwargs), given.get("key"), handed_on=handed_on)
+    window = windows.chosen(name, says.window, given)
+    fill(job, says, _payload(name, args, kwargs), given.get("key"), window, handed_on=handed_on)
     return job
 
 
@@ -189,8 +203,11 @@ def _payload(name: str, args: Any, kwargs: Any) -> Payload:
     return Payload(tuple(args or ()), dict(kwargs or {}))
 
 
-def fill(job: Job, says: Declaration, content: Payload, key: str | None = None, *, handed_on: bool = False) -> None:
-    """Put a payload into a draft: checked, coerced, encoded, and its key made, once all of it is known.
+def fill(
+    job: Job, says: Declaration, content: Payload, key: str | None = None, window: Window | None = None, *,
+    handed_on: bool = False,
+) -> None:  # fmt: skip
+    """Put a payload into a draft: checked, coerced, encoded, and its keys made, once all of it is known.
 
     What other jobs ``handed_on`` (the results of a chord) may be as large as a canvas.
     """
@@ -201,9 +218,30 @@ def fill(job: Job, says: Declaration, content: Payload, key: str | None = None, 
         content = (payload.coerce if says.typed else _fitting)(says.body, content, says.name)
     size = conf.current().CANVAS_LIMIT if handed_on else conf.current().PAYLOAD_LIMIT
     job.payload = payload.limit(payload.encode(content), int(size), says.name)
-    job.key = _key(says, content, key)
+    if window is None:
+        job.key = _key(says, content, key)
+    else:
+        job.window = _bound(says, content, key, window, job)
     if says.limits and says.body is not None:
         job.bound = limits.bound(says.name, says.limits, payload.arguments(says.body, content), job.tenant)
+
+
+def _bound(says: Declaration, content: Payload, key: str | None, window: Window, job: Job) -> windows.Bound:
+    """The burst that a call belongs to."""
+    option = type(window).__name__.lower()
+    if key is not None:
+        raise OptionError(
+            f"{says.name} was given a key and has a {option}: both say which calls are one job. Give one."
+        )
+    if job.state != State.RESERVED:
+        raise OptionError(
+            f"{says.name} has a {option}, which says when it runs: give no countdown and no eta, or {option}=False."
+        )
+    arguments = {} if says.body is None else payload.arguments(says.body, content)
+    bound = windows.bind(says.name, window, arguments, job.tenant)
+    if not plain.storable(bound.key):
+        raise KeyCannotBeMade(f"The {option} of {says.name} has a key that not every database can keep: {bound.key!r}.")
+    return bound
 
 
 def _fitting(body: Any, content: Payload, name: str) -> Payload:

@@ -9,10 +9,10 @@ from uuid import UUID
 
 from django.db.models import Q
 
-from jobs import lanes, lifecycle, publisher, stats
+from jobs import bursts, lanes, lifecycle, publisher, stats
 from jobs.conf import current as settings
 from jobs.limits import Bind, Kind, binds
-from jobs.models import Job, Leader, Pause, Slot, Worker
+from jobs.models import Burst, Call, Job, Leader, Pause, Slot, Worker
 from jobs.states import WAITING, Priority, State
 
 MOST = 1000  # jobs before it that are counted
@@ -69,7 +69,7 @@ def explain(job_id: UUID | str) -> Explanation:
 
 def _of_waiting(job: Job) -> list[Part]:
     now = lifecycle.database_now()
-    parts = [*_of_others(job), *_of_time(job, now), *_of_pauses(job)]
+    parts = [*_of_bursts(job), *_of_others(job), *_of_time(job, now), *_of_pauses(job)]
     if not parts and job.lane and job.waiting:
         parts += _of_limits(job, now)
         parts += _of_order(job)
@@ -82,10 +82,30 @@ def _of_waiting(job: Job) -> list[Part]:
 
 
 def _of_others(job: Job) -> list[Part]:
-    if job.waiting and job.due_at is None:
+    if job.waiting and job.due_at is None and not bursts.gathers(job):
         other = job.follows_id or job.waits_for_id
         return [Part("waits for others", f"It {job.reason or 'waits for other jobs'}.", details={"other": other})]
     return []
+
+
+def _of_bursts(job: Job) -> list[Part]:
+    """That it gathers the calls of a burst, and until when."""
+    row = Burst.objects.using(lifecycle.alias()).filter(job_id=job.pk, went=False).first()
+    if row is None or not bursts.gathers(job):
+        return []
+    around = bursts.seen(row.task, row.key)
+    here = next((one for one in around if one.id == row.pk), None)
+    if here is None:
+        return []
+    until, many = bursts.due(here, around), Call.objects.using(lifecycle.alias()).filter(burst_id=row.pk).count()
+    calls = f"{many} call{'s' if many != 1 else ''} of {row.key}"
+    latest = here.first + timedelta(seconds=row.span)
+    details = {"key": row.key, "calls": many, "first_at": here.first, "last_at": here.last}
+    if row.quiet is not None:
+        sentence = f"It gathers {calls}: quiet until {_time(until)}, at the latest {_time(latest)}."
+        return [Part("debounced", sentence, until, {**details, "at_latest": latest})]
+    when = f"it goes at {_time(until)}" if until else "it goes that long after the run before it has started"
+    return [Part("throttled", f"It gathers {calls}: one run in {row.span:g} s, {when}.", until, details)]
 
 
 def _of_time(job: Job, now: datetime) -> list[Part]:

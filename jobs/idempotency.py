@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import string
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import timedelta
 from enum import Enum
 from typing import Any, Final
@@ -27,12 +28,24 @@ class Scope(Enum):
     FOREVER = "for ever"
 
 
+@dataclass(frozen=True, slots=True)
+class Sliding:
+    """A key that is free again once nobody has called with it for ``period``: each call makes it hold for longer."""
+
+    period: timedelta
+
+    def __post_init__(self) -> None:
+        period: object = self.period
+        if not isinstance(period, timedelta) or period <= timedelta(0):
+            raise DeclarationError(f"Sliding({period!r}): say a timedelta that is longer than nothing.")
+
+
 NO_KEY: Final = NoKey.NO_KEY
 WHILE_UNFINISHED: Final = Scope.WHILE_UNFINISHED
 FOREVER: Final = Scope.FOREVER
 
 Key = str | Callable[..., str] | NoKey
-KeyScope = Scope | timedelta
+KeyScope = Scope | timedelta | Sliding
 
 
 def check_key(name: str, key: Any, parameters: Mapping[str, Any] | None) -> None:
@@ -53,9 +66,10 @@ def check_scope(name: str, scope: Any) -> None:
     """Refuse a scope that is neither a period nor one of the two constants."""
     if isinstance(scope, timedelta) and scope <= timedelta(0):
         raise DeclarationError(f"The key_scope of {name} must be longer than nothing, not {scope}.")
-    if not isinstance(scope, Scope | timedelta):
+    if not isinstance(scope, Scope | timedelta | Sliding):
         raise DeclarationError(
-            f"The key_scope of {name} must be WHILE_UNFINISHED, FOREVER or a timedelta, not {scope!r}."
+            f"The key_scope of {name} must be WHILE_UNFINISHED, FOREVER, a timedelta or Sliding(timedelta), "
+            f"not {scope!r}."
         )
 
 

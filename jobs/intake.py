@@ -12,7 +12,7 @@ from uuid import UUID
 
 from django.db import connections, transaction
 
-from jobs import canvas, drafts, lifecycle, outbox, payload, publisher, successors
+from jobs import bursts, canvas, drafts, lifecycle, outbox, payload, publisher, successors
 from jobs.errors import JobsError
 from jobs.insertion import AWAITED
 from jobs.lifecycle import NOW, Clock
@@ -58,15 +58,22 @@ def enqueue(name: str, task: Any, args: Any, kwargs: Any, options: dict[str, Any
             raise
         return bury(name, args, kwargs, options, error)
     if outbox.holding():
-        job.key = None  # it takes its key when its turn comes, or it could wait for those who wait for it
+        job.key = job.window = None  # it takes its key when its turn comes, or it could wait for those who wait for it
     if "task_id" in options:
         job.followed = AWAITED  # type: ignore[assignment]
-    owner = outbox.record(job, says.key_scope)
-    if owner == job.pk or "task_id" not in options:
+    owner = _recorded(job, says)
+    if owner == job.pk or not ("task_id" in options or (job.window and job.canvas)):
         return owner
     # Somebody already waits for this very id (a canvas froze it), so it is kept and settles with the owner.
     follow(job, owner)
     return job.pk
+
+
+def _recorded(job: Job, says: drafts.Declaration, *, sent: bool = False) -> UUID:
+    """Record a draft; return its id, or that of the job which stands for it."""
+    if job.window is not None:
+        return bursts.join([job])[job.pk]
+    return outbox.record(job, says.key_scope, sent=sent)
 
 
 def adopt(
@@ -85,7 +92,7 @@ def adopt(
     except JobsError as error:
         bury(name, args, kwargs, options, error)
         return
-    if outbox.line_up(job) and wait is None and job.state == State.RESERVED:
+    if job.window is None and outbox.line_up(job) and wait is None and job.state == State.RESERVED:
         wait, why = timedelta(0), outbox.IN_LINE  # its message is refused: it goes when its limits allow
     if wait is not None:
         job.sends = 1
@@ -95,7 +102,7 @@ def adopt(
         # So that it is found if its message is lost just now. When that was sent, nobody knows: not when it was
         # created, or what was sent before it was would seem to have been overtaken.
         job.sent_at, job.sends = Clock(UNKNOWN), 1  # type: ignore[assignment]
-    owner = outbox.record(job, drafts.declaration(name, task).key_scope, sent=True)
+    owner = _recorded(job, drafts.declaration(name, task), sent=True)
     if owner != job.pk:
         follow(job, owner)
 

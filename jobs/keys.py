@@ -8,7 +8,7 @@ from datetime import timedelta
 from uuid import UUID
 
 from jobs import lifecycle
-from jobs.idempotency import KeyScope
+from jobs.idempotency import KeyScope, Sliding
 from jobs.models import Job, Key
 
 # Unless somebody holds it for longer than until now.
@@ -26,7 +26,7 @@ def take(task: str, key: str, job_id: UUID, scope: KeyScope) -> UUID:
     """Hold ``key`` for ``job_id``; return whose it is: ours, or the job that had it first."""
     connection = lifecycle.database()
     mine = lifecycle.prepared("id", job_id)
-    until = lifecycle.clock_sql(scope) if isinstance(scope, timedelta) else "NULL"
+    until = _until(scope)
     sql = (
         f"INSERT INTO {_table()} (task, key, job_id, expires_at) VALUES (%s, %s, %s, {until}) "
         f"{_TAKE_OVER} {lifecycle.clock_sql()}"
@@ -35,6 +35,7 @@ def take(task: str, key: str, job_id: UUID, scope: KeyScope) -> UUID:
         cursor.execute(sql, [task, key, mine])
         if cursor.rowcount == 1:
             return job_id
+    _called_again(task, [key], scope)
     return Key.objects.using(connection.alias).get(task=task, key=key).job_id
 
 
@@ -44,7 +45,7 @@ def take_many(jobs: Sequence[Job], scope: KeyScope) -> dict[str, UUID]:
     postgresql = connection.vendor == "postgresql"
     source = "unnest(%s::text[], %s::uuid[]) AS u(key, job)" if postgresql else "json_each(%s) AS u"
     key, job = ("u.key", "u.job") if postgresql else ("json_extract(u.value, '$[0]')", "json_extract(u.value, '$[1]')")
-    until = lifecycle.clock_sql(scope) if isinstance(scope, timedelta) else "NULL"
+    until = _until(scope)
     sql = (
         f"INSERT INTO {_table()} (task, key, job_id, expires_at) SELECT %s, {key}, {job}, {until} "
         f"FROM {source} WHERE true {_TAKE_OVER} {lifecycle.clock_sql()}"
@@ -55,8 +56,24 @@ def take_many(jobs: Sequence[Job], scope: KeyScope) -> dict[str, UUID]:
         cursor.execute(sql, [task, *given])
         if cursor.rowcount == len(jobs):
             return {str(job.key): job.pk for job in jobs}
+    _called_again(task, keys, scope)
     held = Key.objects.using(connection.alias).filter(task=task, key__in=keys)
     return dict(held.values_list("key", "job_id"))
+
+
+def _until(scope: KeyScope) -> str:
+    """Until when a key holds that is taken now, as SQL."""
+    period = scope.period if isinstance(scope, Sliding) else scope
+    return lifecycle.clock_sql(period) if isinstance(period, timedelta) else "NULL"
+
+
+def _called_again(task: str, keys: Sequence[str], scope: KeyScope) -> None:
+    """Of a sliding period, each call makes it begin anew. Whoever could not take a key has its row locked already."""
+    if isinstance(scope, Sliding):
+        marks = ", ".join(["%s"] * len(keys))
+        sql = f"UPDATE {_table()} SET expires_at = {_until(scope)} WHERE task = %s AND key IN ({marks})"
+        with lifecycle.database().cursor() as cursor:
+            cursor.execute(sql, [task, *keys])
 
 
 def release(job_id: UUID) -> None:

@@ -13,6 +13,7 @@ from django.utils.translation import gettext_lazy as _
 
 from jobs.ids import new_id
 from jobs.states import FINAL, WAITING, Priority, State
+from jobs.windows import Bound
 
 PRIORITIES = [(p.value, p.name.lower()) for p in Priority]
 _UNFINISHED = Q(finished_at__isnull=True)
@@ -87,6 +88,9 @@ class Job(models.Model):
     error_type = models.CharField(max_length=255, blank=True, default="")
     error_message = models.TextField(blank=True, default="")
     traceback = models.TextField(blank=True, default="")
+
+    # Of a draft: the burst of calls that it is one of. It is no column.
+    window: Bound | None = None
 
     class Meta:
         ordering: ClassVar = ["-created_at", "-id"]
@@ -505,6 +509,49 @@ class Allotment(models.Model):
 
     def __str__(self) -> str:
         return f"{self.kind} {self.name}: {self.said}"
+
+
+class Burst(models.Model):
+    """The calls with one key that become one job: it gathers them until it may go. A throttle's also when it went."""
+
+    task = models.CharField(max_length=255)
+    key = models.CharField(max_length=255)
+    after = models.BigIntegerField(default=0, help_text="the burst before it that its first caller saw")
+    job_id = models.UUIDField(db_index=True)
+    first_at = models.DateTimeField()
+    quiet = models.FloatField(null=True, help_text="seconds without a call after which it goes; none for a throttle")
+    span = models.FloatField(help_text="seconds that it waits at most, or that lie between two runs")
+    leading = models.BooleanField(default=False)
+    keep_first = models.BooleanField(default=False)
+    went = models.BooleanField(default=False, help_text="whether its job was let go, and its start is to be kept")
+    look_at = models.DateTimeField(db_index=True, help_text="when the conductor looks at it next")
+
+    class Meta:
+        default_permissions = ()
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["task", "key", "after"], name="one_burst_comes_after_another"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.task} {self.key}"
+
+
+class Call(models.Model):
+    """One call of a burst: whoever calls adds a row, and waits for nobody else who does."""
+
+    # No foreign key: its lock would be one that the caller may have to wait for.
+    burst_id = models.BigIntegerField()
+    at = models.DateTimeField()
+    payload = models.TextField()
+    version = models.PositiveIntegerField(default=1)
+    bound = models.TextField(blank=True, default="")
+
+    class Meta:
+        default_permissions = ()
+        indexes: ClassVar = [models.Index(fields=["burst_id", "at", "id"], name="calls_of_burst")]
+
+    def __str__(self) -> str:
+        return f"call of burst {self.burst_id}"
 
 
 class Pause(models.Model):

@@ -12,7 +12,12 @@ from uuid import UUID
 from jobs.errors import OptionError
 from jobs.states import Priority, priority_from
 
-OURS = frozenset({"key", "tags", "metadata", "tenant", "correlation_id", "priority", "queue", "tracked", "schedule"})
+OURS = frozenset(
+    {
+        "key", "tags", "metadata", "tenant", "correlation_id", "priority", "queue", "tracked", "schedule", "debounce",
+        "throttle",
+    }
+)  # fmt: skip
 
 # Options of Celery's that the row answers, or that the message carries on.
 CELERYS = frozenset(

@@ -23,12 +23,13 @@ from typing import (
 from celery import _state, current_app
 
 from jobs.errors import DeclarationError
-from jobs.idempotency import FOREVER, NO_KEY, WHILE_UNFINISHED, Key, KeyScope, check_key, check_scope
+from jobs.idempotency import FOREVER, NO_KEY, WHILE_UNFINISHED, Key, KeyScope, Sliding, check_key, check_scope
 from jobs.limits import Concurrency, Limit, Rate, check_limits
 from jobs.payload import Payload
 from jobs.retry import RetryPolicy
 from jobs.states import priority_from
 from jobs.tracked import Tracked
+from jobs.windows import Debounce, Throttle, check_window
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -40,10 +41,13 @@ __all__ = [
     "NO_KEY",
     "WHILE_UNFINISHED",
     "Concurrency",
+    "Debounce",
     "IdempotentTask",
     "Rate",
     "RetryPolicy",
+    "Sliding",
     "Task",
+    "Throttle",
     "Tracked",
     "TransactionalTask",
     "task",
@@ -124,6 +128,8 @@ class Task(Tracked):
     upcasters: ClassVar[Mapping[int, Callable[[Payload], Payload]]] = {}
     retry_policy: ClassVar[RetryPolicy] = RetryPolicy()
     limits: ClassVar[Sequence[Limit]] = ()
+    debounce: ClassVar[Debounce | None] = None
+    throttle: ClassVar[Throttle | None] = None
     idempotent: ClassVar[bool] = False
     transactional: ClassVar[bool] = False
 
@@ -192,6 +198,8 @@ class Options(TypedDict, total=False):
     upcasters: Mapping[int, Callable[[Payload], Payload]] | None
     retry_policy: RetryPolicy | None
     limits: Sequence[Limit] | None
+    debounce: Debounce | None
+    throttle: Throttle | None
     time_limit: float | None
     soft_time_limit: float | None
     idempotent: bool | None
@@ -257,7 +265,9 @@ def _check(cls: type[Task]) -> None:
 
 def _check_declared(name: str, says: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter]) -> None:
     """Refuse a declaration that can never work, with the remedy."""
-    check_key(name, says.get("key"), parameters)
+    check_window(name, says.get("debounce"), says.get("throttle"), says.get("key"), parameters)
+    if says.get("debounce") is None and says.get("throttle") is None:
+        check_key(name, says.get("key"), parameters)
     check_scope(name, says.get("key_scope") or WHILE_UNFINISHED)
     check_limits(name, says.get("limits") or (), parameters)
     if not isinstance(says.get("retry_policy") or RetryPolicy(), RetryPolicy):

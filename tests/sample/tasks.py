@@ -26,7 +26,9 @@ from django.db import connection
 from jobs.errors import PermanentError, RateLimited, Snooze, TransientError
 from jobs.payload import Payload
 from jobs.retry import RetryPolicy
-from jobs.task import FOREVER, NO_KEY, Concurrency, IdempotentTask, Rate, Task, TransactionalTask, task
+from jobs.task import (
+    FOREVER, NO_KEY, Concurrency, Debounce, IdempotentTask, Rate, Sliding, Task, Throttle, TransactionalTask, task,
+)  # fmt: skip
 
 QUICK = RetryPolicy(max_attempts=3, base=0.05, cap=0.2)
 
@@ -660,3 +662,36 @@ def two_at_once(self: Any, gate: str) -> int:
         witness(f"{number}:{type(error).__name__}")
         raise
     return number
+
+
+@task(debounce=Debounce("customer:{customer}", quiet=30, longest=300))
+def calmly(customer: int, what: str = "") -> str:
+    """One run for a burst of calls."""
+    witness(f"calmly {customer} {what}")
+    return f"{customer} {what}"
+
+
+@task(debounce=Debounce("customer:{customer}", quiet=0.5, longest=2))
+def soon_calm(customer: int, what: str = "") -> str:
+    """The same, for those who cannot wait."""
+    witness(f"calm {customer} {what}")
+    return f"{customer} {what}"
+
+
+@task(throttle=Throttle("customer:{customer}", span=60))
+def sparingly(customer: int, what: str = "") -> str:
+    """One run in a minute."""
+    witness(f"sparingly {customer} {what}")
+    return f"{customer} {what}"
+
+
+@task(throttle=Throttle("customer:{customer}", span=1))
+def soon_sparing(customer: int, what: str = "") -> str:
+    """One run in a second; says when it began."""
+    witness(f"sparing {customer} {time.time():.3f} {what}")
+    return f"{customer} {what}"
+
+
+@task(key="told:{about}", key_scope=Sliding(timedelta(minutes=10)), base=IdempotentTask)
+def tell_once(about: str) -> None:
+    """Not again before it has been quiet for ten minutes."""
