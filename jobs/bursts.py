@@ -79,7 +79,7 @@ def rule_of(burst: Burst) -> Rule:
 
 def due(burst: Seen, bursts: Sequence[Seen]) -> datetime | None:
     """When the job of a burst may go, of all that are known with its key; None while nobody can know."""
-    before = [one for one in bursts if one.id < burst.id]
+    before = [one for one in bursts if one.id < burst.id or not one.gathers]
     starts = [one.started for one in before if one.started is not None]
     starting = any(one.gathers or one.starting for one in before)
     return windows.due(
@@ -217,10 +217,8 @@ def insert(task: str, bound: Bound, job_id: UUID, now: datetime, after: int) -> 
         "leading": rule.leading, "keep_first": rule.keep_first, "went": False,
         "look_at": lifecycle.prepared("created_at", now if rule.leading else soon),
     }  # fmt: skip
-    sql = (
-        f"INSERT INTO {Burst._meta.db_table} ({', '.join(columns)}) VALUES ({', '.join(['%s'] * len(columns))}) "
-        "ON CONFLICT DO NOTHING RETURNING id"
-    )
+    names, marks = ", ".join(map(_quoted, columns)), ", ".join(["%s"] * len(columns))
+    sql = f"INSERT INTO {Burst._meta.db_table} ({names}) VALUES ({marks}) ON CONFLICT DO NOTHING RETURNING id"
     try:
         with transaction.atomic(using=lifecycle.alias()), lifecycle.database().cursor() as cursor:
             patience = _impatiently(cursor)
@@ -232,6 +230,10 @@ def insert(task: str, bound: Bound, job_id: UUID, now: datetime, after: int) -> 
             return None
         raise
     return None if row is None else int(row[0])
+
+
+def _quoted(column: str) -> str:
+    return f'"{column}"'  # "leading" is a word of SQL's
 
 
 def _impatiently(cursor: Any) -> str:

@@ -1,6 +1,7 @@
 """Debounce and throttle as arithmetic: whatever the calls, what is promised holds."""
 
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -11,7 +12,7 @@ from jobs.errors import DeclarationError, OptionError
 from jobs.idempotency import Sliding
 from jobs.windows import Debounce, Rule, Throttle, Window
 
-NOON = datetime(2030, 1, 1, 12)
+NOON = datetime(2030, 1, 1, 12, tzinfo=UTC)
 
 seconds = st.integers(1, 400).map(lambda tenths: tenths / 10)
 gaps = st.lists(st.integers(0, 300).map(lambda tenths: timedelta(seconds=tenths / 10)), min_size=1, max_size=40)
@@ -67,7 +68,7 @@ def test_a_debounced_call_waits_for_quiet_and_never_longer_than_the_longest(quie
 def test_calls_that_come_within_the_quiet_time_of_each_other_are_one_run_while_the_longest_lasts(quiet, more, pauses):
     rule = Debounce("k", quiet, longest=quiet + more).rule
     runs = debounced(rule, times(pauses))
-    for (at, calls), (_, following) in zip(runs, runs[1:], strict=False):
+    for (at, calls), (_, following) in pairwise(runs):
         apart = following[0] - calls[-1] >= timedelta(seconds=quiet)
         assert apart or at == calls[0] + timedelta(seconds=rule.span)
 
@@ -76,7 +77,7 @@ def test_calls_that_come_within_the_quiet_time_of_each_other_are_one_run_while_t
 def test_throttled_runs_are_a_span_apart_and_no_call_waits_for_longer(span, leading, pauses):
     rule = Throttle("k", span, leading=leading).rule
     runs = throttled(rule, times(pauses))
-    for (before, _), (after, _) in zip(runs, runs[1:], strict=False):
+    for (before, _), (after, _) in pairwise(runs):
         assert after - before >= timedelta(seconds=span)
     for at, calls in runs:
         assert at - calls[0] <= timedelta(seconds=span)

@@ -27,7 +27,17 @@ from jobs.errors import PermanentError, RateLimited, Snooze, TransientError
 from jobs.payload import Payload
 from jobs.retry import RetryPolicy
 from jobs.task import (
-    FOREVER, NO_KEY, Concurrency, Debounce, IdempotentTask, Rate, Sliding, Task, Throttle, TransactionalTask, task,
+    FOREVER,
+    NO_KEY,
+    Concurrency,
+    Debounce,
+    IdempotentTask,
+    Rate,
+    Sliding,
+    Task,
+    Throttle,
+    TransactionalTask,
+    task,
 )  # fmt: skip
 
 QUICK = RetryPolicy(max_attempts=3, base=0.05, cap=0.2)
