@@ -14,7 +14,7 @@ from typing import Any
 from uuid import UUID
 
 from django.db import OperationalError, transaction
-from django.db.models import Max, OuterRef, Subquery
+from django.db.models import OuterRef, Subquery
 
 from jobs import lifecycle, outage, windows
 from jobs.models import Burst, Call, Job
@@ -120,7 +120,7 @@ def _follow_on(jobs: list[Job], owners: dict[UUID, UUID]) -> list[Job]:
     """Let all calls join that the burst takes, as the one before them did; return those that are left."""
     bound = _bound(jobs[0])
     now = lifecycle.database_now()
-    found = _open(bound, jobs[0].task, now)
+    found = _open(bound, seen(jobs[0].task, bound.key), now)
     if isinstance(found, UUID):
         owners |= {job.pk: found for job in jobs}
         return []
@@ -135,13 +135,15 @@ def _join(job: Job) -> UUID:
     bound, until = _bound(job), time.monotonic() + PATIENCE
     while True:
         now = lifecycle.database_now()
-        found = _open(bound, job.task, now)
+        around = seen(job.task, bound.key)
+        found = _open(bound, around, now)
         if isinstance(found, UUID):
             return found
         if found is not None and _hold(found.id):
             _note(found.id, [job], now)
             return found.job_id
-        if found is None and _begin(job, bound, now, _newest(job.task, bound.key)):
+        # After the last one that was seen, not the last one that is there by now: that may be the one to join.
+        if found is None and _begin(job, bound, now, around[-1].id if around else 0):
             return job.pk
         if time.monotonic() > until:
             # Somebody keeps the row of the burst for longer: in a long transaction that began it, say. A burst of
@@ -156,9 +158,8 @@ def _bound(job: Job) -> Bound:
     return job.window
 
 
-def _open(bound: Bound, task: str, now: datetime) -> Seen | UUID | None:
+def _open(bound: Bound, bursts: Sequence[Seen], now: datetime) -> Seen | UUID | None:
     """The burst that takes a call now, or the job that stands for it without one, or None: it begins a burst."""
-    bursts = seen(task, bound.key)
     for burst in reversed(bursts):
         if is_open(burst, bursts, now):
             return burst
@@ -168,11 +169,6 @@ def _open(bound: Bound, task: str, now: datetime) -> Seen | UUID | None:
         if last.gathers or last.starting or (last.started is not None and now < last.started + span):
             return last.job_id
     return None
-
-
-def _newest(task: str, key: str) -> int:
-    rows = Burst.objects.using(lifecycle.alias()).filter(task=task, key=key)
-    return rows.aggregate(newest=Max("pk"))["newest"] or 0
 
 
 def _hold(burst_id: int) -> bool:

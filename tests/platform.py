@@ -186,11 +186,12 @@ def attempt(job_id: UUID | str, **headers: Any) -> Any:
 
 def drain(limit: int = 200) -> int:
     """Run every job that is due, here, until none is; return how many attempts that took."""
-    from jobs import lanes, lifecycle
+    from jobs import gathering, lanes, lifecycle
     from jobs.models import Job
     from jobs.states import State
 
     for ran in range(limit):
+        gathering.let_go()
         lanes.release(100)
         lifecycle.reserve_due(100)
         ids = Job.objects.filter(state=State.RESERVED).order_by("created_at", "id").values_list("pk", flat=True)
