@@ -129,5 +129,5 @@ def test_a_scope_that_ends_at_once_is_refused(scope):
 
 @pytest.mark.parametrize("scope", [60, "forever", None])
 def test_a_scope_of_another_type_is_refused(scope):
-    with pytest.raises(DeclarationError, match="WHILE_UNFINISHED, FOREVER or a timedelta"):
+    with pytest.raises(DeclarationError, match="WHILE_UNFINISHED, FOREVER, a timedelta or Sliding"):
         check_scope("shop.Charge", scope)

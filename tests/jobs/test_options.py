@@ -19,7 +19,7 @@ def test_an_unknown_option_is_refused_with_the_nearest():
 
 
 def test_an_option_that_resembles_none_is_refused_with_our_own():
-    with pytest.raises(OptionError, match="Mainstay's own are: correlation_id, key, metadata"):
+    with pytest.raises(OptionError, match="Mainstay's own are: correlation_id, debounce, key, metadata"):
         options.check_names("shop.charge", {"zzzz": 1})
 
 
