@@ -14,21 +14,25 @@ from jobs.errors import JobsError, Refused
 from jobs.models import Job
 from jobs.payload import Payload
 from jobs.replays import repeat
+from jobs.states import Priority, priority_from
 
 
 class NotOpen(Refused):
     """The letter is closed already."""
 
 
-def replay(letter_id: int, *, by: str, reason: str = "", payload: Payload | None = None) -> Job:
+def replay(
+    letter_id: int, *, by: str, reason: str = "", payload: Payload | None = None, priority: object = None
+) -> Job:  # fmt: skip
     """Repeat the job of a letter as a new job, with ``payload`` in place of its own if given; return the new job.
 
+    It has the priority that the job began with, whatever its retries made of that, or the one that is given.
     Raises ``NotOpen`` when the letter is closed or somebody else replays it right now, ``PayloadError`` when
     the payload does not fit the task. Then nothing has changed.
     """
     with transaction.atomic(using=lifecycle.alias()):
         letter = _open(letter_id)
-        job = repeat(letter.job, payload)
+        job = repeat(letter.job, payload, None if priority is None else priority_named(priority))
         keep_replay(letter, job.pk, by=by, reason=reason, payload=job.payload)
         audit.record_act(
             "replay",
@@ -41,13 +45,23 @@ def replay(letter_id: int, *, by: str, reason: str = "", payload: Payload | None
     return job
 
 
-def replay_many(letter_ids: Iterable[int], *, by: str, reason: str = "") -> tuple[list[Job], dict[int, str]]:
+def priority_named(value: object) -> Priority:
+    """The priority of this name. Raises ``Refused``."""
+    try:
+        return priority_from(value)
+    except ValueError as error:
+        raise Refused(str(error)) from None
+
+
+def replay_many(
+    letter_ids: Iterable[int], *, by: str, reason: str = "", priority: object = None
+) -> tuple[list[Job], dict[int, str]]:
     """Replay each letter by itself; return the new jobs, and why the others were refused."""
     jobs: list[Job] = []
     refused: dict[int, str] = {}
     for letter_id in letter_ids:
         try:
-            jobs.append(replay(letter_id, by=by, reason=reason))
+            jobs.append(replay(letter_id, by=by, reason=reason, priority=priority))
         except JobsError as error:
             refused[letter_id] = str(error)
     return jobs, refused

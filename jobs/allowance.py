@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
+from jobs.breaker import Passage
 from jobs.limits import Bind, Kind, Numbers
 
 
@@ -25,7 +26,7 @@ class Bucket:
 
 @dataclass(frozen=True, slots=True)
 class Closed:
-    """The key that does not allow a job to go, and when it may: known for a rate, not for slots."""
+    """The key that does not allow a job to go, and when it may: known for a rate and an open circuit, not for slots."""
 
     by: Bind
     until: datetime | None = None
@@ -39,16 +40,27 @@ class Allowance:
     in_force: Callable[[Bind], Numbers]
     used: dict[str, int] = field(default_factory=dict)
     buckets: dict[str, Bucket] = field(default_factory=dict)
+    circuits: dict[str, Passage] = field(default_factory=dict)
     taken_from: set[str] = field(default_factory=set)
     seen: dict[str, Numbers] = field(default_factory=dict)
 
     def unknown(self, wanted: Iterable[Bind]) -> set[Bind]:
         """The keys of which nothing is known yet."""
-        return {b for b in wanted if b.key not in (self.used if b.kind is Kind.SLOTS else self.buckets)}
+        known: dict[Kind, Collection[str]] = {
+            Kind.SLOTS: self.used,
+            Kind.TOKENS: self.buckets,
+            Kind.CIRCUIT: self.circuits,
+        }
+        return {b for b in wanted if b.key not in known[b.kind]}
 
     def refusal(self, wanted: Iterable[Bind]) -> Closed | None:
         """The first key that has nothing left, None if all have."""
         for bind in wanted:
+            if bind.kind is Kind.CIRCUIT:
+                passage = self.circuits[bind.key]
+                if passage.left < 1:
+                    return Closed(bind, passage.until)
+                continue
             numbers = self.in_force(bind)
             if bind.kind is Kind.SLOTS:
                 if self.used[bind.key] >= numbers.amount:
@@ -62,6 +74,8 @@ class Allowance:
         for bind in wanted:
             if bind.kind is Kind.SLOTS:
                 self.used[bind.key] += 1
+            elif bind.kind is Kind.CIRCUIT:
+                self.circuits[bind.key].left -= 1
             else:
                 self._filled(bind, self.in_force(bind)).tokens -= 1.0
                 self.taken_from.add(bind.key)

@@ -16,7 +16,19 @@ from billiard.exceptions import SoftTimeLimitExceeded
 from celery.exceptions import Ignore, Reject, Retry, WorkerShutdown, WorkerTerminate
 from django.db import Error, transaction
 
-from jobs import conclusion, drafts, errbacks, green, handover, heartbeat, lifecycle, outage, payload, successors
+from jobs import (
+    circuits,
+    conclusion,
+    drafts,
+    errbacks,
+    green,
+    handover,
+    heartbeat,
+    lifecycle,
+    outage,
+    payload,
+    successors,
+)
 from jobs.conclusion import Report
 from jobs.conf import current as settings
 from jobs.context import correlated
@@ -72,14 +84,14 @@ def perform(task: Any, job_id: UUID, worker: str) -> Any:
     """Run one attempt of a job and record what became of it; return the result or raise what Celery must know."""
     says = drafts.declaration(task.name, task)
     with shielded():
-        job, leased = claim(job_id, worker)
+        job, leased = claim(job_id, worker, breakers=bool(says.breakers))
         lifecycle.announce("started", job)
         with correlated(job.correlation_id):
             outcome = run(task, job, says, leased)
             return record(job, outcome, says)
 
 
-def claim(job_id: UUID, worker: str) -> tuple[Job, float]:
+def claim(job_id: UUID, worker: str, *, breakers: bool = False) -> tuple[Job, float]:
     """Start the next attempt; return the job, and a moment by the heartbeat's clock that is not after its lease began.
 
     Raises ``Ignore`` where the job is not to be run now, or not by us.
@@ -95,7 +107,9 @@ def claim(job_id: UUID, worker: str) -> tuple[Job, float]:
         asked = heartbeat.clock()
         connection: Any = lifecycle.database()
         connection.health_check_done = True  # the claim is the check: where it fails, it is tried on a new connection
-        found = lifecycle.claim(job_id, token=token, worker=worker, pid=os.getpid(), lease=lease)
+        found = lifecycle.claim(
+            job_id, token=token, worker=worker, pid=os.getpid(), lease=lease, breakers=breakers
+        )  # fmt: skip
         return found or _claimed_before(job_id, token, lease)
 
     job: Job | None = patiently(once)
@@ -114,13 +128,15 @@ def _claimed_before(job_id: UUID, token: UUID, lease: timedelta) -> Job | None:
 
 
 def refuse(job_id: UUID) -> None:
-    """Say why a reserved job was not claimed: it expired, or its queue or task is paused."""
+    """Say why a reserved job was not claimed: it expired, its circuit is open, or its queue or task is paused."""
     job = lifecycle.seen(job_id)
     if job is None or job.state != State.RESERVED:
         return
     try:
         if job.expires_at is not None and job.expires_at <= lifecycle.database_now():
             successors.finish(job, State.CANCELLED, "expired")
+        elif job.lane and circuits.parks(job_id):
+            lifecycle.move(job, State.PENDING, circuits.PARKED, sends=0)
         else:
             lifecycle.move(job, State.PENDING, "paused", due_at=NOW, sends=0)
     except MoveRefused:
@@ -170,7 +186,7 @@ def _body(task: Any, job: Job, says: Declaration, args: Any, kwargs: Any) -> Out
         with shielded():
             # The fence: an attempt that was overtaken rolls everything back that it wrote.
             encoded = _encoded(result, job.task)
-            _holding(job, lambda: _complete(job, encoded))
+            _holding(job, lambda: _end(job, encoded, says))
     return Recorded(result)
 
 
@@ -188,7 +204,7 @@ def record(job: Job, outcome: Outcome, says: Declaration) -> Any:
     try:
         if isinstance(outcome, Completed):
             encoded = _encoded(outcome.result, job.task)
-            patiently(lambda: _recorded(job, lambda: _complete(job, encoded)))
+            patiently(lambda: _recorded(job, lambda: _end(job, encoded, says)))
             return outcome.result
         if isinstance(outcome, Raised):
             if not isinstance(outcome.error, Replaced):
@@ -208,6 +224,16 @@ def record(job: Job, outcome: Outcome, says: Declaration) -> Any:
     if isinstance(outcome, Recorded) and not isinstance(outcome.result, Replaced):
         return outcome.result
     raise Ignore("replaced by another job")
+
+
+def _end(job: Job, result: str | None, says: Declaration) -> None:
+    """Completed; where a circuit waits to hear of that, both in one transaction."""
+    if not says.breakers or not circuits.await_success(job.pk):
+        _complete(job, result)
+        return
+    with transaction.atomic(using=lifecycle.alias()):
+        _complete(job, result)
+        circuits.note_success(job.pk)
 
 
 def _complete(job: Job, result: str | None) -> None:

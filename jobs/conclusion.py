@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import random
 import traceback
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
 
 from django.db import transaction
 
-from jobs import checkpoints, declared, drafts, lifecycle, payload, successors
+from jobs import checkpoints, circuits, declared, drafts, lifecycle, limits, payload, successors
 from jobs.conf import current as settings
-from jobs.failures import Failure, Kind
+from jobs.failures import Failure, Kind, hung
 from jobs.lifecycle import Clock, Plus
 from jobs.models import Job
 from jobs.retry import Bounds, Decision, History
 from jobs.signals import job_failed
-from jobs.states import State
+from jobs.states import State, lowered
 
 TRACEBACK_LIMIT = 32_000
 MESSAGE_LIMIT = 8_000
@@ -30,6 +30,7 @@ class Report:
     error_type: str = ""
     error_message: str = ""
     traceback: str = ""
+    error: BaseException | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def of(cls, error: BaseException) -> Report:
@@ -40,7 +41,7 @@ class Report:
             message = f"(its message cannot be shown: {type(broken).__name__})"
         kind = f"{type(error).__module__}.{type(error).__qualname__}".removeprefix("builtins.")
         text = "".join(traceback.format_exception(error)) if error.__traceback__ else ""
-        return cls(kind[:255], _clean(message, MESSAGE_LIMIT), _clean(text, TRACEBACK_LIMIT))
+        return cls(kind[:255], _clean(message, MESSAGE_LIMIT), _clean(text, TRACEBACK_LIMIT), error)
 
 
 def declaration(job: Job) -> drafts.Declaration:
@@ -55,13 +56,17 @@ def conclude(job: Job, failure: Failure, report: Report, **changes: Any) -> tupl
     """
     decision = decide(job, failure)
     with transaction.atomic(using=lifecycle.alias()):
-        moved = _move(job, failure, decision, report, changes)
+        moved = _move(job, failure, decision, report, {**changes, **_lower(job, failure, decision)})
         lifecycle.record_attempt(
             job, outcome=failure.kind.value, decision=decision.target, reason=decision.reason[:255],
-            delay=decision.delay.total_seconds(), **_fields(report),
+            delay=decision.delay.total_seconds(), **_priority(job), **_fields(report),
         )  # fmt: skip
+        if moved.lane != job.lane:
+            lifecycle.note_arrivals([moved])
         if decision.target is State.FAILED:
             job_failed.send(sender=Job, job=Job.objects.using(lifecycle.alias()).get(pk=job.pk))
+        if breakers := declaration(job).breakers:
+            circuits.note_failure(moved, breakers, failure, report.error)
         if moved.finished and successors.has_any(moved):
             successors.settle(moved)
         if not moved.finished and moved.cancel_requested_at is not None:
@@ -96,6 +101,23 @@ def _move(job: Job, failure: Failure, decision: Decision, report: Report, change
     if decision.target in (State.RETRYING, State.PENDING):
         changes["due_at"] = Clock(decision.delay)
     return lifecycle.move(job, decision.target, decision.reason, **changes)
+
+
+def _lower(job: Job, failure: Failure, decision: Decision) -> dict[str, Any]:
+    """Where the task says so, a job that failed comes back at a lower priority, and so in another lane."""
+    rule = declaration(job).retry_priority
+    failed = decision.consumed and (failure.kind is not Kind.LOST or hung(failure))
+    if rule is None or decision.target is not State.RETRYING or not failed:
+        return {}
+    priority = lowered(job.priority, rule).value
+    return {
+        "priority": priority, "lane": limits.lane(job.queue, priority, job.tenant, job.task, job.bound),
+    }  # fmt: skip
+
+
+def _priority(job: Job) -> dict[str, Any]:
+    """At which priority an attempt ran, where it is not the same for all: a replay begins with the first."""
+    return {} if declaration(job).retry_priority is None else {"priority": job.priority}
 
 
 def _fields(report: Report) -> dict[str, str]:

@@ -9,10 +9,10 @@ from uuid import UUID
 
 from django.db import transaction
 
-from jobs import audit, bursts, gathering, lanes, lifecycle, limits, successors
+from jobs import audit, bursts, circuits, gathering, lanes, lifecycle, limits, successors
 from jobs.errors import DeclarationError, JobNotFound, MoveRefused, Refused
 from jobs.lifecycle import NOW, Clock
-from jobs.models import Allotment, Job, Pause, Slot, Worker
+from jobs.models import Allotment, Circuit, Job, Pause, Slot, Worker
 from jobs.states import WAITING, State
 
 
@@ -208,6 +208,26 @@ def _begin_anew(kind: str, name: str) -> None:
                 sends=0,
             )  # fmt: skip
     lanes.reopen()
+
+
+def breakers() -> list[Circuit]:
+    """The circuits of which something is known, those that are open first."""
+    return circuits.all_circuits()
+
+
+def reset_breaker(key: str, *, by: str, reason: str = "") -> Circuit:
+    """Close a circuit at once, and forget what failed: its jobs go on.
+
+    Raises ``Refused`` where nothing is known of it.
+    """
+    with transaction.atomic(using=lifecycle.alias()):
+        was = circuits.reset(key)
+        if was is None:
+            known = ", ".join(row.key for row in breakers()[:20]) or "none"
+            raise Refused(f"No breaker knows of a failure under the key {key!r}. There are: {known}.")
+        lanes.reopen(f"{limits.Kind.CIRCUIT.value} {key}")
+        audit.record_act("reset breaker", by, key, reason=reason, was=str(circuits.phase(was)))
+    return Circuit.objects.using(lifecycle.alias()).get(pk=was.pk)
 
 
 def expire(limit: int = 500) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 from django.db.models.base import ModelState
 
 from jobs import conf, context, idempotency, lifecycle, limits, options, payload, plain, windows
+from jobs.breaker import Breaker
 from jobs.errors import KeyCannotBeMade, OptionError, PayloadError
 from jobs.idempotency import NO_KEY, WHILE_UNFINISHED, KeyScope
 from jobs.ids import new_id
@@ -43,6 +44,8 @@ class Declaration:
     retry_policy: RetryPolicy = DEFAULT_POLICY
     limits: tuple[limits.Limit, ...] = ()
     window: Window | None = None
+    breakers: tuple[Breaker, ...] = ()
+    retry_priority: Any = None
     max_attempts: int | None = None
     time_limit: float | None = None
     soft_time_limit: float | None = None
@@ -67,7 +70,8 @@ def declaration(name: str, task: Any) -> Declaration:
 
 _SAID = (
     "run", "typed", "job_queue", "job_priority", "key", "key_scope", "version", "upcasters", "idempotent",
-    "transactional", "retry_policy", "limits", "debounce", "throttle", "max_retries", "time_limit", "soft_time_limit",
+    "transactional", "retry_policy", "limits", "breakers", "retry_priority", "debounce", "throttle", "max_retries",
+    "time_limit", "soft_time_limit",
 )  # fmt: skip
 
 
@@ -81,7 +85,8 @@ def _read(name: str, task: Any) -> Declaration:
         key=_key_of(task), key_scope=getattr(task, "key_scope", WHILE_UNFINISHED),
         version=getattr(task, "version", 1), upcasters=getattr(task, "upcasters", None),
         idempotent=getattr(task, "idempotent", False), transactional=getattr(task, "transactional", False),
-        retry_policy=policy, limits=tuple(getattr(task, "limits", ())), window=_window_of(task),
+        retry_policy=policy, limits=tuple(getattr(task, "limits", ())), breakers=tuple(getattr(task, "breakers", ())),
+        retry_priority=getattr(task, "retry_priority", None), window=_window_of(task),
         max_attempts=None if policy.max_attempts else _of_celery(task),
         time_limit=getattr(task, "time_limit", None), soft_time_limit=getattr(task, "soft_time_limit", None),
     )  # fmt: skip
@@ -222,8 +227,9 @@ def fill(
         job.key = _key(says, content, key)
     else:
         job.window = _bound(says, content, key, window, job)
-    if says.limits and says.body is not None:
-        job.bound = limits.bound(says.name, says.limits, payload.arguments(says.body, content), job.tenant)
+    keyed = (*says.limits, *says.breakers)
+    if keyed and says.body is not None:
+        job.bound = limits.bound(says.name, keyed, payload.arguments(says.body, content), job.tenant)
 
 
 def _bound(says: Declaration, content: Payload, key: str | None, window: Window, job: Job) -> windows.Bound:

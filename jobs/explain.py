@@ -9,10 +9,11 @@ from uuid import UUID
 
 from django.db.models import Q
 
-from jobs import bursts, lanes, lifecycle, publisher, stats
+from jobs import bursts, circuits, lanes, lifecycle, publisher, stats
+from jobs.breaker import Phase
 from jobs.conf import current as settings
 from jobs.limits import Bind, Kind, binds
-from jobs.models import Burst, Call, Job, Leader, Pause, Slot, Worker
+from jobs.models import Burst, Call, Circuit, Job, Leader, Pause, Slot, Worker
 from jobs.states import WAITING, Priority, State
 
 MOST = 1000  # jobs before it that are counted
@@ -136,12 +137,37 @@ def _of_limits(job: Job, now: datetime) -> list[Part]:
         closed = looking.allowance.refusal([bind])
         if closed is None:
             continue
-        if bind.kind is Kind.TOKENS:
+        if bind.kind is Kind.CIRCUIT:
+            parts += _of_circuit(bind.key, now)
+        elif bind.kind is Kind.TOKENS:
             sentence = f"The rate {bind.key} has no token left; the next comes at {_time(closed.until)}."
             parts.append(Part("rate", sentence, closed.until, {"key": bind.key}))
         else:
             parts.append(_full(bind, looking.allowance.used[bind.key], looking.in_force(bind).amount))
     return parts
+
+
+def _of_circuit(key: str, now: datetime) -> list[Part]:
+    """Until when a circuit is open and why; or that its probes are on their way."""
+    row = Circuit.objects.using(lifecycle.alias()).filter(key=key, open_until__isnull=False).first()
+    if row is None:
+        return []
+    phase = circuits.phase(row, now)
+    opened = f"opened at {_time(row.opened_at)} by {_failures(row)}"
+    details = {"key": key, "phase": phase.value, "failures": len(row.failed_at), "error": row.error}
+    if phase is Phase.OPEN:
+        sentence = f"The circuit {key} is open until {_time(row.open_until)}: {opened}."
+        return [Part("circuit", sentence, row.open_until, details)]
+    probes = f"{row.succeeded} of {row.probes} probes have completed, and the others wait for that"
+    return [Part("circuit", f"The circuit {key} is half-open: {opened}; {probes}.", None, details)]
+
+
+def _failures(row: Circuit) -> str:
+    many = len(row.failed_at)
+    how = " in a row" if row.in_a_row and many > 1 else ""
+    last = f", last {row.error}" if row.error else ""
+    again = f", {row.openings} times without closing" if row.openings > 1 else ""
+    return f"{many} failure{'s' if many != 1 else ''}{how}{last}{again}"
 
 
 def _full(bind: Bind, used: int, most: float) -> Part:

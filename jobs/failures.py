@@ -41,6 +41,14 @@ class Failure:
     delay: timedelta | None = None
 
 
+HUNG = "hung past its time limit"
+
+
+def hung(failure: Failure) -> bool:
+    """Whether the process was lost because its body did not end in time."""
+    return failure.kind is Kind.LOST and failure.reason.startswith(HUNG)
+
+
 def how_it_ended(words: str) -> str:
     """How a process ended, in a phrase without numbers that differ each time, from what its pool says of it.
 
@@ -62,7 +70,7 @@ def how_it_ended(words: str) -> str:
 _ENDS = {
     re.compile(r"(signal \d+(?: \(\w+\))?)"): "killed by {}",
     re.compile(r"exitcode (-?\d+)"): "its process ended with exit code {}",
-    re.compile(r"TimeLimitExceeded\(([\d.]+?)(?:\.0)?,?\)"): "hung past its time limit of {} s",
+    re.compile(r"TimeLimitExceeded\(([\d.]+?)(?:\.0)?,?\)"): f"{HUNG} of {{}} s",
 }
 
 

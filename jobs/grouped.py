@@ -14,12 +14,12 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
+from functools import lru_cache, partial
 from time import monotonic, sleep
 from typing import Any, Protocol
 from uuid import UUID, uuid4
 
-from jobs import completer, heartbeat, lifecycle
+from jobs import completer, declared, drafts, heartbeat, lifecycle
 from jobs.completer import Handed
 from jobs.conf import current as settings
 from jobs.handover import Claimed, Inward
@@ -251,7 +251,7 @@ class Grouped:
             return found  # who is lost with the worker before it began would be lost once too often
         for request in waiting:
             job_id = job_of(request)
-            if job_id is not None and request.id not in self._claims:
+            if job_id is not None and request.id not in self._claims and not _guarded(request.request_dict.get("task")):
                 found[request.id] = Claimed(job_id, uuid4(), heartbeat.clock())
         return found
 
@@ -310,6 +310,12 @@ class Grouped:
 
 def _lease() -> timedelta:
     return timedelta(seconds=settings().LEASE)
+
+
+@lru_cache(maxsize=4096)
+def _guarded(name: Any) -> bool:
+    """Whether a task has breakers: each of its jobs is claimed when it begins, or a circuit could open before."""
+    return bool(drafts.declaration(str(name), declared.task(str(name))).breakers)
 
 
 def job_of(request: Waiting) -> UUID | None:

@@ -19,7 +19,7 @@ from django.db import transaction
 from django.db.models import Value
 from django.db.models.functions import Greatest
 
-from jobs import declared, lifecycle, limits
+from jobs import circuits, declared, lifecycle, limits
 from jobs.allowance import Allowance, Bucket, Closed
 from jobs.conf import current as settings
 from jobs.limits import Bind, Kind, Numbers
@@ -34,6 +34,8 @@ LOOKS = 500  # shares that one release looks at, of a queue and priority
 AHEAD = 500  # the most jobs that the broker holds for workers of a queue that have their hands full
 MOMENT = 0.5  # seconds for which it holds some
 ONE_IN = 8  # releases of a queue that go to whoever waits below for too long
+PARKED = timedelta(seconds=60)  # the same of one that waits for a circuit, which tells
+ALL_AT_ONCE = 1000  # lanes that are opened in one release when a circuit closes
 RECHECK = timedelta(seconds=5)  # after which a closed lane is looked at, even if nobody opened it
 PAUSED = "pause"
 
@@ -82,6 +84,7 @@ def mend(limit: int = 1000) -> int:
     Arrival.objects.using(lifecycle.alias()).bulk_create([Arrival(job_id=job_id) for job_id in ids])
     full = BucketRow.objects.using(lifecycle.alias()).filter(wake_at=None, full_at__lt=lifecycle.database_now())
     full.delete()
+    circuits.forget()
     return len(ids)
 
 
@@ -226,7 +229,11 @@ class Release:
     def _wake(self, freed: Sequence[tuple[UUID, str]]) -> None:
         """Open lanes that wait for a key which has something left again: no more than may go, and a few."""
         for key, many in Counter(key for _, key in freed if key).items():
-            self._open_those_of(f"{Kind.SLOTS.value} {key}", 2 * many + 8)
+            if circuit := circuits.probed(key):
+                self._open_those_of(f"{Kind.CIRCUIT.value} {circuit}", 2 * many + 8)
+            else:
+                self._open_those_of(f"{Kind.SLOTS.value} {key}", 2 * many + 8)
+        self._wake_circuits()
         due = BucketRow.objects.using(lifecycle.alias()).filter(wake_at__lte=self.now)
         for key in list(due.values_list("key", flat=True)):
             name = f"{Kind.TOKENS.value} {key}"
@@ -239,9 +246,21 @@ class Release:
             self.to_wake[key] = bind
             self._open_those_of(name, int(self.allowance.left(bind)) + 1)
 
-    def _open_those_of(self, waits_on: str, many: int) -> None:
+    def _wake_circuits(self) -> None:
+        """Open the lanes of circuits that are closed again; of those that are half-open, as many as may be probes."""
+        for key, probes in circuits.to_wake(self.now):
+            waits_on = f"{Kind.CIRCUIT.value} {key}"
+            few = probes is not None and self._open_those_of(waits_on, 2 * probes + 8, due=True)
+            # Where no job is due, its lane is open from when one is.
+            if few or self._open_those_of(waits_on, ALL_AT_ONCE) < ALL_AT_ONCE:
+                circuits.woken(key, self.now)
+
+    def _open_those_of(self, waits_on: str, many: int, *, due: bool = False) -> int:
         rows = Lane.objects.using(lifecycle.alias()).filter(waits_on=waits_on)
-        _open_lanes(list(rows.order_by("priority", "turn", "head_at").values_list("pk", flat=True)[:many]))
+        rows = rows.filter(head_at__lte=self.now) if due else rows
+        ids = list(rows.order_by("priority", "turn", "head_at").values_list("pk", flat=True)[:many])
+        _open_lanes(ids)
+        return len(ids)
 
     def _open_shares(self) -> None:
         """Open shares whose time has come, at the lowest turn of those that are open: nobody saves turns up."""
@@ -347,6 +366,8 @@ class Release:
             marks = ", ".join(["%s"] * len(part))
             used = _all(f"SELECT key, COUNT(*) FROM jobs_slot WHERE key IN ({marks}) GROUP BY key", part)
             self.allowance.used |= {key: int(many) for key, many in used}
+        for part in _parts(sorted({bind.key for bind in unknown if bind.kind is Kind.CIRCUIT})):
+            self.allowance.circuits |= circuits.passages(part, self.now)
         tokens = {bind.key: bind for bind in unknown if bind.kind is Kind.TOKENS}
         for part in _parts(sorted(tokens)):
             rows = BucketRow.objects.using(lifecycle.alias()).in_bulk(part)
@@ -372,9 +393,7 @@ class Release:
     def _write(self) -> list[Job]:
         jobs = lifecycle.reserve(list(self.chosen)) if self.chosen else []
         slots = [
-            Slot(job_id=job.pk, key=key)
-            for job in jobs
-            for key in ("", *(b.key for b in self.chosen[job.pk].binds if b.kind is Kind.SLOTS))
+            Slot(job_id=job.pk, key=key) for job in jobs for key in ("", *self._slots_of(self.chosen[job.pk].binds))
         ]
         Slot.objects.using(lifecycle.alias()).bulk_create(slots, ignore_conflicts=True, batch_size=SLICE)
         self._write_lanes()
@@ -383,6 +402,14 @@ class Release:
             _flows[job.queue].left += 1
             job.overdue = job.pk in self.overdue  # type: ignore[attr-defined]
         return jobs
+
+    def _slots_of(self, binds: Iterable[Bind]) -> Iterable[str]:
+        """The keys under which a job counts."""
+        for bind in binds:
+            if bind.kind is Kind.SLOTS:
+                yield bind.key
+            elif bind.kind is Kind.CIRCUIT:
+                yield circuits.slot(bind.key, probe=self.allowance.circuits[bind.key].guarded)
 
     def _write_lanes(self) -> None:
         lanes = [(share, lane) for share in self.looked_at for lane in share.seen.values()]
@@ -394,14 +421,22 @@ class Release:
             "UPDATE jobs_lane SET waits_on = %s, open_at = %s, turn = %s WHERE id = %s",
             [
                 (closed_by if isinstance(closed_by, str) else closed_by.by.name,
-                 lifecycle.prepared("due_at", self.now + RECHECK), share.turn, lane.id)
+                 lifecycle.prepared("due_at", self._recheck(closed_by)), share.turn, lane.id)
                 for share, lane, closed_by in closed
             ],
         )  # fmt: skip
         for _, _, closed_by in closed:
-            if isinstance(closed_by, Closed) and closed_by.until is not None:
+            if isinstance(closed_by, Closed) and closed_by.by.kind is Kind.TOKENS and closed_by.until is not None:
                 self.to_wake[closed_by.by.key] = closed_by.by
         _renew_shares([share.id for share in self.looked_at])
+
+    def _recheck(self, closed_by: Closed | str) -> datetime:
+        """When a closed lane is looked at, even if nobody opened it."""
+        if isinstance(closed_by, Closed) and closed_by.by.kind is Kind.CIRCUIT:
+            since: datetime = closed_by.until or self.now
+            return since + PARKED
+        again: datetime = self.now + RECHECK
+        return again
 
     def _write_buckets(self) -> None:
         rows = []
@@ -581,7 +616,7 @@ def in_code() -> dict[tuple[Kind, str], Numbers]:
         for name, task in tasks.items():
             for limit in getattr(task, "limits", None) or ():
                 if isinstance(limit, limits.Concurrency | limits.Rate):
-                    rule = (limits.kind_of(limit), limits.rule_of(name, limit))
+                    rule = (limit.kind, limits.rule_of(name, limit))
                     found[rule] = min(found.get(rule, limit.numbers), limit.numbers)
         _in_code[:] = [len(tasks), found]
     known: dict[tuple[Kind, str], Numbers] = _in_code[1]

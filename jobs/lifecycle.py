@@ -79,6 +79,7 @@ _SENDING = {
     "group_id", "group_index", "time_limit", "soft_time_limit", "due_at", "attempt", "sends", "losses", "bound",
 }  # fmt: skip
 SLICE = 1000  # ids that one statement names
+BOUND, PROBE = "\x1fbound ", "\x1fprobe "  # what the keys of slots begin with that are those of circuits
 LOCK_PATIENCE = 2.0  # seconds that an act on one job of many waits for a row that somebody locked
 
 
@@ -132,13 +133,16 @@ def inserted(jobs: Sequence[Job]) -> set[UUID]:
         return {UUID(str(row[0])) for row in cursor.fetchall()}
 
 
-def claim(job_id: UUID, *, token: UUID, worker: str, pid: int, lease: timedelta) -> Job | None:
+def claim(
+    job_id: UUID, *, token: UUID, worker: str, pid: int, lease: timedelta, breakers: bool = False
+) -> Job | None:  # fmt: skip
     """Start the next attempt of a reserved job, if nothing speaks against it: return the row as it now is.
 
+    With ``breakers``, its task has some, and no circuit of the job may be open.
     The commit of a first attempt does not wait for PostgreSQL's disk; see ``claim_again``.
     """
     connection = database()
-    statement = _claiming(connection.vendor, lease, _durably(connection))
+    statement = _claiming(connection.vendor, lease, _durably(connection), breakers)
     with connection.cursor() as cursor:
         statement.run(connection, cursor, [_id(token), worker, pid, _id(job_id)])
         row = cursor.fetchone()
@@ -160,7 +164,7 @@ _ASYNCHRONOUSLY = (
 
 
 @lru_cache(maxsize=8)
-def _claiming(vendor: str, lease: timedelta, durably: bool) -> Statement:
+def _claiming(vendor: str, lease: timedelta, durably: bool, breakers: bool) -> Statement:
     """For each database and length of a lease; the vendor is that of the jobs' database."""
     return Statement(
         "claim",
@@ -168,6 +172,7 @@ def _claiming(vendor: str, lease: timedelta, durably: bool) -> Statement:
         f"worker = %s, pid = %s, started_at = {_clock()}, lease_until = {_clock(lease)}, sends = 0 "
         f"WHERE id = %s AND state = '{State.RESERVED.value}' "
         f"AND (expires_at IS NULL OR expires_at > {_clock()}) AND {not_paused()} "
+        f"{f'AND {not_parked()} ' if breakers else ''}"
         f"{'' if durably or vendor != 'postgresql' else _ASYNCHRONOUSLY}"
         f"RETURNING {', '.join(_quoted(field.column) for field in _slim())}",
     )
@@ -434,6 +439,16 @@ def not_paused() -> str:
     return (
         f"NOT EXISTS (SELECT 1 FROM jobs_pause p WHERE (p.kind = 'queue' AND p.name = {_table()}.queue) "
         f"OR (p.kind = 'task' AND p.name = {_table()}.task))"
+    )
+
+
+def not_parked() -> str:
+    """SQL that holds for a released job that no open circuit keeps from starting; a half-open one lets its probes."""
+    return (
+        f"NOT EXISTS (SELECT 1 FROM jobs_slot s JOIN jobs_circuit c ON c.key = substr(s.key, {len(BOUND) + 1}) "
+        f"WHERE s.job_id = {_table()}.id AND substr(s.key, 1, {len(BOUND)}) IN ('{BOUND}', '{PROBE}') "
+        f"AND (c.open_until > {_clock()} "
+        f"OR (c.open_until IS NOT NULL AND substr(s.key, 1, {len(BOUND)}) <> '{PROBE}')))"
     )
 
 

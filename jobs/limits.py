@@ -10,7 +10,7 @@ import string
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Final, NamedTuple
+from typing import Any, ClassVar, Final, NamedTuple, Protocol
 
 from jobs.errors import DeclarationError, KeyCannotBeMade
 
@@ -30,11 +30,14 @@ class Kind(StrEnum):
 
     SLOTS = "slots"  # jobs at a time
     TOKENS = "tokens"  # jobs in a span of time
+    CIRCUIT = "circuit"  # failures
 
 
 @dataclass(frozen=True, slots=True)
 class Concurrency:
     """At most ``limit`` jobs with this key at a time: ``Concurrency("customer:{customer_id}", 1)``."""
+
+    kind: ClassVar[Kind] = Kind.SLOTS
 
     key: LimitKey
     limit: int = 1
@@ -58,6 +61,8 @@ class Rate:
 
     The burst, as many as in one span where it is not given, may start at once after a quiet time.
     """
+
+    kind: ClassVar[Kind] = Kind.TOKENS
 
     key: LimitKey
     rate: str
@@ -112,6 +117,20 @@ def rate_numbers(rate: str, burst: float | None = None) -> Numbers:
 Limit = Concurrency | Rate
 
 
+class Keyed(Protocol):
+    """What binds jobs by a key."""
+
+    kind: ClassVar[Kind]
+
+    @property
+    def key(self) -> LimitKey:
+        """A template, or a function of the arguments."""
+
+    @property
+    def numbers(self) -> Numbers:
+        """What it allows."""
+
+
 class Bind(NamedTuple):
     """A key that binds one job: what it counts, the rule that made it, and what that allowed when it was made."""
 
@@ -134,50 +153,46 @@ def check_limits(name: str, limits: Any, parameters: Mapping[str, Any] | None) -
         if not isinstance(limit, Concurrency | Rate):
             raise DeclarationError(f"A limit of {name} must be a Concurrency or a Rate, not {limit!r}.")
         if not callable(limit.key):
-            _check_template(name, limit.key, parameters)
-    rules = [(kind_of(limit), limit.key) for limit in limits]
+            check_template(name, limit.key, parameters)
+    rules = [(limit.kind, limit.key) for limit in limits]
     for twice in (rule for rule in rules if rules.count(rule) > 1):
         raise DeclarationError(f"{name} has two limits of one kind for the key {twice[1]!r}. Keep the smaller one.")
 
 
-def _check_template(name: str, key: Any, parameters: Mapping[str, Any] | None) -> None:
+def check_template(name: str, key: Any, parameters: Mapping[str, Any] | None, what: str = "limit") -> None:
+    """Refuse a template of keys that can never be filled in."""
     if not isinstance(key, str) or not key.strip():
         raise DeclarationError(
-            f"The key of a limit of {name} must be a text or a function, not {key!r}. For one limit for all jobs of "
+            f"The key of a {what} of {name} must be a text or a function, not {key!r}. For one {what} for all jobs of "
             'the task write "{task}".'
         )
     try:
         fields = [f.split(".")[0].split("[")[0] for _, f, _, _ in string.Formatter().parse(key) if f is not None]
     except ValueError as error:
-        raise DeclarationError(f"The key {key!r} of a limit of {name} is not a template: {error}.") from None
+        raise DeclarationError(f"The key {key!r} of a {what} of {name} is not a template: {error}.") from None
     if parameters is None or any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return
     missing = [field for field in fields if field not in parameters and field not in PLACES]
     if missing:
         raise DeclarationError(
-            f"The key {key!r} of a limit of {name} uses {', '.join(missing)}, which its body does not take. "
+            f"The key {key!r} of a {what} of {name} uses {', '.join(missing)}, which its body does not take. "
             f"It may use: {', '.join(dict.fromkeys([*parameters, *PLACES]))}."
         )
 
 
-def kind_of(limit: Limit) -> Kind:
-    """What a limit counts."""
-    return Kind.SLOTS if isinstance(limit, Concurrency) else Kind.TOKENS
-
-
-def rule_of(name: str, limit: Limit) -> str:
+def rule_of(name: str, limit: Keyed) -> str:
     """By what a declared limit is known: its template, or the function of its task."""
     return f"{name}:{getattr(limit.key, '__name__', 'key')}" if callable(limit.key) else limit.key
 
 
-def bound(name: str, limits: Iterable[Limit], arguments: Mapping[str, Any], tenant: str) -> str:
+def bound(name: str, limits: Iterable[Keyed], arguments: Mapping[str, Any], tenant: str) -> str:
     """The keys that bind a job of these arguments, as its row keeps them; ``settle`` puts in its queue.
 
     >>> settle(bound("charge", [Concurrency("customer:{id}", 2)], {"id": 7}, ""), "default")
     '[["slots","customer:7","customer:{id}",2.0,2.0]]'
     """
     made = [
-        [kind_of(limit).value, _key(name, limit, arguments, tenant), rule_of(name, limit), *limit.numbers]
+        [limit.kind.value, _key(name, limit, arguments, tenant), rule_of(name, limit), *limit.numbers]
         for limit in limits
     ]
     return json.dumps(made, separators=(",", ":"), ensure_ascii=False) if made else ""
@@ -188,7 +203,7 @@ def settle(text: str, queue: str) -> str:
     return text.replace(_QUEUE, json.dumps(queue, ensure_ascii=False)[1:-1]) if text else text
 
 
-def _key(name: str, limit: Limit, arguments: Mapping[str, Any], tenant: str) -> str:
+def _key(name: str, limit: Keyed, arguments: Mapping[str, Any], tenant: str) -> str:
     places: dict[str, Any] = {"task": name, "queue": _QUEUE, "tenant": tenant or NOBODY, **arguments}
     made: Any
     try:

@@ -185,6 +185,9 @@ class Attempt(models.Model):
     decision = models.CharField(max_length=10, choices=State.choices)
     reason = models.CharField(max_length=255, blank=True, default="", help_text="why this was decided")
     delay = models.FloatField(default=0.0, help_text="seconds until the next attempt")
+    priority = models.PositiveSmallIntegerField(
+        choices=PRIORITIES, null=True, help_text="at which it ran, where its task lowers it on retry"
+    )
 
     class Meta:
         ordering: ClassVar = ["number"]
@@ -552,6 +555,34 @@ class Call(models.Model):
 
     def __str__(self) -> str:
         return f"call of burst {self.burst_id}"
+
+
+class Circuit(models.Model):
+    """What failed of late under a key of a breaker, and until when the jobs with this key are parked."""
+
+    key = models.CharField(max_length=255, unique=True)
+    rule = models.CharField(max_length=255, help_text="the key as it is declared")
+    task = models.CharField(max_length=255, help_text="the task of the last failure that counted")
+    job_id = models.UUIDField(null=True, help_text="the job of the last failure that counted")
+    error = models.CharField(max_length=255, blank=True, default="", help_text="the error of that")
+    failed_at = models.JSONField(default=list, help_text="when the failures were that count, in seconds")
+    threshold = models.PositiveIntegerField(default=1, help_text="how many open it")
+    in_a_row = models.BooleanField(default=False, help_text="whether a success in between makes it begin anew")
+    opened_at = models.DateTimeField(null=True)
+    open_until = models.DateTimeField(null=True, help_text="half-open from then on; closed where nothing stands here")
+    openings = models.PositiveIntegerField(default=0, help_text="how often it opened since it was closed")
+    probes = models.PositiveIntegerField(default=1, help_text="how many must complete before it closes")
+    succeeded = models.PositiveIntegerField(default=0, help_text="how many have")
+    wake_at = models.DateTimeField(null=True, db_index=True, help_text="when the lanes are opened that wait for it")
+    changed_at = models.DateTimeField()
+
+    class Meta:
+        verbose_name = _("circuit breaker")
+        default_permissions = ("view",)
+        permissions: ClassVar = [("reset_circuit", "Can reset circuit breakers")]
+
+    def __str__(self) -> str:
+        return self.key
 
 
 class Pause(models.Model):

@@ -8,12 +8,13 @@ from jobs import checkpoints, declared, drafts, lifecycle, outbox, payload, succ
 from jobs.errors import PayloadError, Refused
 from jobs.models import Job
 from jobs.payload import Payload
-from jobs.states import State
+from jobs.states import Priority, State
 
 
-def repeat(original: Job, content: Payload | None = None) -> Job:
+def repeat(original: Job, content: Payload | None = None, priority: Priority | None = None) -> Job:
     """Insert a new job that repeats ``original``, with ``content`` in place of its payload if given; return it.
 
+    It has the priority that the original began with, unless another one is given.
     Raises ``Refused`` when the job has not failed or waits for others, ``PayloadError`` when the payload does not fit.
     """
     if original.state != State.FAILED:
@@ -25,7 +26,10 @@ def repeat(original: Job, content: Payload | None = None) -> Job:
     wanted = content or payload.decode(original.payload)
     if wanted.waits():
         raise Refused("This job waits for the members of its chord. Replay the member that failed: this one follows.")
-    job = drafts.copy(original, max_attempts=says.allowed, waits_for_id=None if content else original.waits_for_id)
+    job = drafts.copy(
+        original, max_attempts=says.allowed, waits_for_id=None if content else original.waits_for_id,
+        priority=_first_priority(original) if priority is None else priority.value,
+    )  # fmt: skip
     if content is not None:
         drafts.fill(job, says, content)
         job.key, job.version = None, says.version
@@ -36,6 +40,13 @@ def repeat(original: Job, content: Payload | None = None) -> Job:
     kept = lifecycle.seen(job.pk)
     assert kept is not None
     return kept
+
+
+def _first_priority(original: Job) -> int:
+    """At which priority a job began: its retries may have lowered it."""
+    attempts = original.attempts.using(lifecycle.alias()).exclude(priority=None).order_by("number")
+    first = attempts.values_list("priority", flat=True).first()
+    return original.priority if first is None else first
 
 
 def check(original: Job, content: Payload) -> None:

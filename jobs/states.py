@@ -81,3 +81,17 @@ def priority_from(value: object) -> Priority:
         pass
     known = ", ".join(f"{p.name.lower()} ({p.value})" for p in Priority)
     raise ValueError(f"Unknown priority {value!r}. Use one of: {known}.")
+
+
+LOWER = "lower"
+
+
+def lowered(priority: int, rule: object) -> Priority:
+    """The priority at which a job comes back that failed at ``priority``: one lower, or as low as ``rule`` names.
+
+    >>> lowered(Priority.HIGH, "lower"), lowered(Priority.LOW, "lower"), lowered(Priority.LOW, "normal")
+    (<Priority.NORMAL: 20>, <Priority.LOW: 30>, <Priority.LOW: 30>)
+    """
+    if rule == LOWER:
+        return min((p for p in Priority if p > priority), default=Priority.LOW)
+    return max(Priority(priority), priority_from(rule))

@@ -17,6 +17,8 @@ from jobs.states import UNFINISHED, Priority, State, priority_from
 
 FAT = ("payload", "result", "traceback", "error_message", "canvas", "delivery")
 MOST = 1000
+BREAKDOWNS = ("priority", "tenant", "queue", "task")
+NEWEST = 100_000  # jobs that a breakdown counts
 
 
 def get(job_id: UUID | str) -> Job:
@@ -133,6 +135,37 @@ def statistics() -> dict[str, Any]:
         "as_of": now.as_of,
         "at_least": now.at_least or finished.at_least,
     }
+
+
+def breakdown(by: str, *, since: datetime | None = None) -> dict[str, Any]:
+    """How many jobs each priority, tenant, queue or task has, in all and per state: the newest 100,000 are counted.
+
+    ``since`` is a time of creation. The answer has ``counts`` by name, and ``back_to``: when the oldest of those that
+    were counted was created, where there are more. A job stands under the priority that it has now.
+    Raises ``OptionError`` for what jobs cannot be counted by.
+    """
+    if by not in BREAKDOWNS:
+        raise OptionError(f"Jobs are counted by {', '.join(BREAKDOWNS)}, not by {by!r}.")
+    newest = f"SELECT {by} AS name, state, created_at FROM {Job._meta.db_table}"
+    newest += f"{' WHERE created_at >= %s' if since else ''} ORDER BY created_at DESC LIMIT {NEWEST}"
+    with lifecycle.database().cursor() as cursor:
+        given = [lifecycle.prepared("created_at", since)] if since else []
+        cursor.execute(f"SELECT name, state, COUNT(*) FROM ({newest}) AS newest GROUP BY 1, 2 ORDER BY 1, 2", given)
+        rows = cursor.fetchall()
+    counts: dict[str, dict[str, int]] = {}
+    for name, state, many in rows:
+        named = priority_from(name).name.lower() if by == "priority" else str(name)
+        of_name = counts.setdefault(named, {"total": 0} | dict.fromkeys(State.values, 0))
+        of_name[state] += many
+        of_name["total"] += many
+    return {"by": by, "counts": counts, "back_to": _back_to(sum(row[2] for row in rows))}
+
+
+def _back_to(counted: int) -> datetime | None:
+    if counted < NEWEST:
+        return None
+    times = Job.objects.using(lifecycle.alias()).order_by("-created_at").values_list("created_at", flat=True)
+    return times[NEWEST - 1 : NEWEST].first()
 
 
 def _summed(counts: list[tuple[str, int, str, int]], column: int) -> dict[Any, int]:

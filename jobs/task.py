@@ -22,12 +22,13 @@ from typing import (
 
 from celery import _state, current_app
 
+from jobs.breaker import Breaker, check_breakers
 from jobs.errors import DeclarationError
 from jobs.idempotency import FOREVER, NO_KEY, WHILE_UNFINISHED, Key, KeyScope, Sliding, check_key, check_scope
 from jobs.limits import Concurrency, Limit, Rate, check_limits
 from jobs.payload import Payload
 from jobs.retry import RetryPolicy
-from jobs.states import priority_from
+from jobs.states import LOWER, priority_from
 from jobs.tracked import Tracked
 from jobs.windows import Debounce, Throttle, check_window
 
@@ -40,6 +41,7 @@ __all__ = [
     "FOREVER",
     "NO_KEY",
     "WHILE_UNFINISHED",
+    "Breaker",
     "Concurrency",
     "Debounce",
     "IdempotentTask",
@@ -130,6 +132,8 @@ class Task(Tracked):
     limits: ClassVar[Sequence[Limit]] = ()
     debounce: ClassVar[Debounce | None] = None
     throttle: ClassVar[Throttle | None] = None
+    breakers: ClassVar[Sequence[Breaker]] = ()
+    retry_priority: ClassVar[str | None] = None
     idempotent: ClassVar[bool] = False
     transactional: ClassVar[bool] = False
 
@@ -200,6 +204,8 @@ class Options(TypedDict, total=False):
     limits: Sequence[Limit] | None
     debounce: Debounce | None
     throttle: Throttle | None
+    breakers: Sequence[Breaker] | None
+    retry_priority: str | None
     time_limit: float | None
     soft_time_limit: float | None
     idempotent: bool | None
@@ -270,6 +276,7 @@ def _check_declared(name: str, says: Mapping[str, Any], parameters: Mapping[str,
         check_key(name, says.get("key"), parameters)
     check_scope(name, says.get("key_scope") or WHILE_UNFINISHED)
     check_limits(name, says.get("limits") or (), parameters)
+    check_breakers(name, says.get("breakers") or (), parameters)
     if not isinstance(says.get("retry_policy") or RetryPolicy(), RetryPolicy):
         raise DeclarationError(f"The retry_policy of {name} must be a RetryPolicy, not {says['retry_policy']!r}.")
     urgency = says.get("priority") if says.get("priority") is not None else says.get("job_priority")
@@ -278,6 +285,11 @@ def _check_declared(name: str, says: Mapping[str, Any], parameters: Mapping[str,
             priority_from(urgency)
         except ValueError as error:
             raise DeclarationError(f"{name}: {error}") from None
+    if says.get("retry_priority") not in (None, LOWER):
+        try:
+            priority_from(says["retry_priority"])
+        except ValueError as error:
+            raise DeclarationError(f'The retry_priority of {name} is "{LOWER}" or a priority. {error}') from None
     _check_limits(name, says.get("time_limit"), says.get("soft_time_limit"))
 
 

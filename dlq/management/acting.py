@@ -136,6 +136,10 @@ class Replay(OnLetters):
     def arguments(cls, parser: ArgumentParser) -> None:
         """A payload, too."""
         super().arguments(parser)
+        parser.add_argument(
+            "--priority", type=arguments.priority,
+            help="of the new jobs (default: that with which the old ones began)",
+        )  # fmt: skip
         payload = parser.add_mutually_exclusive_group()
         payload.add_argument("--payload", metavar="JSON", help='the whole payload: {"args": [...], "kwargs": {...}}')
         payload.add_argument("--kwargs", metavar="JSON", help='the same with named arguments only: {"order_id": 5}')
@@ -153,7 +157,10 @@ class Replay(OnLetters):
 
     def act(self, letter: DeadLetter) -> dict[str, Any]:
         """Replay one."""
-        job = replay.replay(letter.pk, by=self.by, reason=self.given["reason"], payload=self.content(letter))
+        job = replay.replay(
+            letter.pk, by=self.by, reason=self.given["reason"], payload=self.content(letter),
+            priority=self.given["priority"],
+        )  # fmt: skip
         return {"letter": letter.pk, "task": letter.task, "job": str(job.pk)}
 
     def rehearse(self, letters: list[DeadLetter], tally: Tally) -> None:

@@ -257,6 +257,32 @@ class RequeueStuck(Verb):
             )
 
 
+class ResetBreaker(Verb):
+    """Close a circuit."""
+
+    name = "reset-breaker"
+    help = "close the circuit of a breaker at once, and forget what failed"
+    about = (
+        "Close a circuit at once: the jobs with its key go on, and its failures are forgotten. If they fail again it\n"
+        "opens again. For which keys there are circuits, 'jobs breakers' says."
+    )
+    examples = ('jobs reset-breaker gateway --reason "they are back"',)
+
+    @classmethod
+    def arguments(cls, parser: ArgumentParser) -> None:
+        """Which of them."""
+        parser.add_argument("key", help="the key of the breaker, as 'jobs breakers' shows it")
+        arguments.add_signature(parser)
+
+    def run(self) -> None:
+        """Close it."""
+        row = control.reset_breaker(self.given["key"], by=self.by, reason=self.given["reason"])
+        if self.given["json"]:
+            self.paper.json({"key": row.key, "circuit": "closed"})
+        else:
+            self.paper.line(f"The circuit {row.key} is closed.")
+
+
 class OnQueueOrTask(Verb):
     """A verb on a queue or a task."""
 

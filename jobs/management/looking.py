@@ -10,14 +10,15 @@ from typing import Any
 
 from django.utils import timezone
 
-from jobs import explain, shown, stats
+from jobs import circuits, control, explain, lifecycle, shown, stats
 from jobs.horizon import HORIZON
 from jobs.management import arguments, documents
 from jobs.management.ages import ago, said
+from jobs.management.refusals import mistaken
 from jobs.management.rendering import Column, Paper
 from jobs.management.verbs import Verb, numbered
 from jobs.masking import mask
-from jobs.models import Job
+from jobs.models import Circuit, Job
 from jobs.payload import shorten
 from jobs.states import MEANING, Priority, State
 
@@ -152,21 +153,78 @@ class Explain(Verb):
             self.paper.line(part.sentence)
 
 
+BREAKERS = (
+    Column("key", whole=True), Column("circuit", whole=True), Column("until", whole=True),
+    Column("failures", right=True), Column("opened", whole=True), Column("times", right=True), Column("task"),
+    Column("last error"),
+)  # fmt: skip
+
+
+class Breakers(Verb):
+    """The circuits of breakers."""
+
+    name = "breakers"
+    help = "list the circuit breakers under whose keys something failed"
+    about = (
+        "List the circuit breakers under whose keys jobs failed of late, those that are open first. While one is\n"
+        "open, no job with its key starts; when it is half-open, a few are let through as probes."
+    )
+    examples = ("jobs breakers", "jobs breakers --json | jq '.breakers[] | select(.circuit == \"open\").key'")
+
+    def run(self) -> None:
+        """Show them."""
+        now, rows = lifecycle.database_now(), control.breakers()
+        told = [
+            (row.key, circuits.phase(row, now).value, row.open_until, f"{len(row.failed_at)} of {row.threshold}",
+             row.opened_at, row.openings, row.task.rsplit(".", 1)[-1], row.error)
+            for row in rows
+        ]  # fmt: skip
+        if self.given["json"]:
+            self.paper.json({"breakers": [_breaker(row, now) for row in rows]})
+        elif told:
+            self.paper.table(BREAKERS, told)
+        else:
+            self.paper.line("No breaker knows of a failure.")
+
+
+def _breaker(row: Circuit, now: datetime) -> dict[str, Any]:
+    plain = ("key", "rule", "task", "job_id", "error", "threshold", "in_a_row", "opened_at", "open_until", "openings",
+             "probes", "succeeded")  # fmt: skip
+    return {
+        "circuit": circuits.phase(row, now).value, "failures": len(row.failed_at),
+        **{name: getattr(row, name) for name in plain},
+    }  # fmt: skip
+
+
 class Stats(Verb):
     """Numbers."""
 
     name = "stats"
-    help = "count jobs: in all, per state, priority and queue"
+    help = "count jobs: in all, per state, priority and queue, or by tenant"
     about = (
         "Count the jobs. Per priority and per queue only those count that have not finished.\n"
         "It takes as long with a long history as with a short one: the finished are counted once, as they pass.\n"
         "'ended ever' includes what was pruned since; a backlog of more than 10,000 was counted by the conductor,\n"
-        "and 'counted' says when."
+        "and 'counted' says when.\n"
+        "With --by, the newest 100,000 jobs are counted by what you name, finished or not."
     )
-    examples = ("jobs stats", "jobs stats --json | jq .per_state")
+    examples = ("jobs stats", "jobs stats --json | jq .per_state", "jobs stats --by tenant --since 2h")
+
+    @classmethod
+    def arguments(cls, parser: ArgumentParser) -> None:
+        """By what, and from when on."""
+        parser.add_argument("--by", choices=stats.BREAKDOWNS, help="count the newest jobs by this")
+        parser.add_argument(
+            "--since", type=arguments.moment, metavar="TIME", help="with --by: jobs created since then (2h, 2030-01-31)"
+        )
 
     def run(self) -> None:
         """Show them."""
+        if self.given["by"]:
+            self._break_down()
+            return
+        if self.given["since"]:
+            raise mistaken("--since says what is counted by something: add --by, such as --by tenant.")
         numbers = stats.statistics()
         if self.given["json"]:
             self.paper.json(numbers)
@@ -174,6 +232,18 @@ class Stats(Verb):
         self.paper.facts(_summary(numbers))
         for name in ("state", "priority", "queue"):
             show_counts(self.paper, name, numbers[f"per_{name}"])
+
+    def _break_down(self) -> None:
+        told = stats.breakdown(self.given["by"], since=self.given["since"])
+        if self.given["json"]:
+            self.paper.json(told)
+            return
+        names = ["total", *(state.value for state in State)]
+        columns = [Column(told["by"]), *(Column(name, right=True) for name in names)]
+        found = sorted(told["counts"].items(), key=lambda named: -named[1]["total"])
+        self.paper.table(columns, [(name or "(none)", *(counts[n] for n in names)) for name, counts in found])
+        if told["back_to"]:
+            self.note(f"The newest {stats.NEWEST:,} jobs were counted, back to {told['back_to']:%Y-%m-%d %H:%M:%S}.")
 
 
 def show_counts(paper: Paper, name: str, counts: Mapping[str, int], what: str = "jobs") -> None:

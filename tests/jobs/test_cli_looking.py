@@ -172,6 +172,16 @@ def test_stats_count_per_state_priority_and_queue() -> None:
     assert (numbers["per_queue"], numbers["per_priority"]) == ({"mail": 1}, {"normal": 1})
 
 
+def test_stats_by_something_count_the_newest() -> None:
+    job("completed", tenant="acme")
+    job(tenant="acme")
+    job()
+    counts = run("jobs", "stats", "--by", "tenant", "--json").json["counts"]
+    assert {name: each["total"] for name, each in counts.items()} == {"acme": 2, "": 1}
+    assert run("jobs", "stats", "--by", "tenant").out.splitlines()[1].split()[:2] == ["acme", "2"]
+    assert "add --by" in run("jobs", "stats", "--since", "2h").err
+
+
 def test_stats_say_what_is_paused() -> None:
     Pause.objects.create(kind="queue", name="payments", created_at=timezone.now())
     assert "queue payments" in run("jobs", "stats").out

@@ -9,6 +9,7 @@ import pytest
 from jobs import control, horizon, lifecycle, stats
 from jobs.errors import JobNotFound, OptionError
 from jobs.models import Job
+from tests.jobs.admin import rows
 from tests.platform import attempt, running
 from tests.sample.tasks import Charge, add, boom, note
 
@@ -148,3 +149,27 @@ def test_a_task_whose_name_has_no_dot_is_found() -> None:
     job = stats.get(add.delay(1, 2).id)
     Job.objects.update(task="add")
     assert [found.pk for found in stats.find(task="add")] == [job.pk]
+
+
+def test_jobs_are_broken_down_by_what_is_asked_for() -> None:
+    rows.job("completed", tenant="acme", priority=10)
+    rows.job("pending", tenant="acme", priority=20)
+    rows.job("failed", tenant="bolt", priority=20)
+    per_tenant = stats.breakdown("tenant")
+    assert per_tenant["back_to"] is None
+    assert {name: (c["total"], c["completed"], c["failed"]) for name, c in per_tenant["counts"].items()} == {
+        "acme": (2, 1, 0), "bolt": (1, 0, 1),
+    }  # fmt: skip
+    assert {name: c["total"] for name, c in stats.breakdown("priority")["counts"].items()} == {"high": 1, "normal": 2}
+    with pytest.raises(OptionError, match="not by 'payload'"):
+        stats.breakdown("payload")
+
+
+def test_a_breakdown_counts_the_newest_and_says_how_far_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stats, "NEWEST", 2)
+    now = lifecycle.database_now()
+    for days in (3, 2, 1):
+        rows.job("pending", tenant=f"{days}", created_at=now - timedelta(days=days))
+    told = stats.breakdown("tenant")
+    assert (set(told["counts"]), told["back_to"]) == ({"1", "2"}, now - timedelta(days=2))
+    assert set(stats.breakdown("tenant", since=now - timedelta(days=1, hours=1))["counts"]) == {"1"}

@@ -29,6 +29,7 @@ from jobs.retry import RetryPolicy
 from jobs.task import (
     FOREVER,
     NO_KEY,
+    Breaker,
     Concurrency,
     Debounce,
     IdempotentTask,
@@ -171,6 +172,74 @@ def guarded(name: str, user: str, seconds: float = 0.05) -> None:
         witness(f"start:{name}")
         time.sleep(seconds)
         witness(f"end:{name}")
+
+
+AT_ONCE = RetryPolicy(max_attempts=4, base=0.0)
+
+
+@task(breakers=[Breaker("gateway", failures=3, within=60, park=300, growth=2)], retry_policy=AT_ONCE)
+def pay(name: str, how: str = "fine") -> None:
+    """Through a gateway that is left alone for a while when it fails three times within a minute."""
+    witness(f"pay:{name}")
+    _MENU[how]()
+
+
+@task(
+    breakers=[Breaker("user:{user}", failures=5, park=300), Breaker("shop", failures=50, within=60)],
+    retry_policy=AT_ONCE, retry_priority="lower",
+)  # fmt: skip
+def serve(name: str, user: str, how: str = "fine") -> None:
+    """For a user who is parked for five minutes after five failures in a row."""
+    witness(f"serve:{name}")
+    _MENU[how]()
+
+
+@task(
+    breakers=[Breaker("flaky:{user}", failures=5, park=2.0)],
+    retry_policy=RetryPolicy(max_attempts=30, base=0.05, cap=0.05),
+)  # fmt: skip
+def flaky(name: str, user: str) -> None:
+    """Fails for a user until a file says that it is mended."""
+    witness(f"flaky:{user}:{name}")
+    if user == "ann" and not Path(f"{os.environ['WITNESS']}.mended").exists():
+        raise TransientError("they are away")
+
+
+@task(
+    limits=[Concurrency("at most two of {tenant}", 2)], breakers=[Breaker("{tenant}", failures=5, park=300)],
+    retry_policy=RetryPolicy(max_attempts=3, base=0.05), retry_priority="lower",
+)  # fmt: skip
+def exercise(name: str, seconds: float = 0.0, how: str = "fine") -> None:
+    """What a classic exercise asks for, in a few lines."""
+    witness(f"start:{name}")
+    time.sleep(seconds)
+    _MENU[how]()
+    witness(f"end:{name}")
+
+
+class Book(TransactionalTask):
+    """Writes a row and then does as told; parked after two failures in a row, probed by two."""
+
+    breakers = (Breaker("{task}", failures=2, park=60, probes=2),)
+    retry_policy = AT_ONCE
+
+    def run(self, name: str, how: str = "fine") -> str:
+        Group.objects.create(name=name)
+        _MENU[how]()
+        return name
+
+
+@task(breakers=[Breaker("nobody", failures=2, park=60, on=(PermanentError,))], retry_policy=AT_ONCE)
+def picky(how: str) -> None:
+    """Only what it names counts."""
+    _MENU[how]()
+
+
+@task(retry_priority="lower", retry_policy=RetryPolicy(max_attempts=3, base=0.0))
+def sinking(name: str, how: str = "transient") -> None:
+    """Comes back a priority lower, each time that it fails."""
+    witness(f"sinking:{name}")
+    _MENU[how]()
 
 
 @task(limits=[Concurrency("{task}", 1)])

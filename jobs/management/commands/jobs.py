@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from django.apps import apps
 
-from jobs.management.acting import Cancel, PauseVerb, Prune, Recount, RequeueStuck, Resume, Retry
+from jobs.management.acting import Cancel, PauseVerb, Prune, Recount, RequeueStuck, ResetBreaker, Resume, Retry
 from jobs.management.enqueuing import Enqueue
-from jobs.management.looking import Explain, List, Show, Stats
+from jobs.management.looking import Breakers, Explain, List, Show, Stats
 from jobs.management.verbs import Verb, VerbCommand
 
 SCHEDULES: tuple[type[Verb], ...] = ()
@@ -20,8 +20,8 @@ class Command(VerbCommand):
     """The verbs on jobs."""
 
     help = "Look at jobs and act on them. Each verb explains itself: manage.py jobs VERB --help."
-    looking = (List, Show, Explain, Stats)
-    acting = (Cancel, Retry, Prune, Recount, RequeueStuck, PauseVerb, Resume, Enqueue)
+    looking = (List, Show, Explain, Stats, Breakers)
+    acting = (Cancel, Retry, Prune, Recount, RequeueStuck, PauseVerb, Resume, ResetBreaker, Enqueue)
     verbs = (*looking, *acting, *SCHEDULES)
     examples = (
         "jobs stats",
