@@ -26,7 +26,6 @@ logger = logging.getLogger("jobs.conductor")
 OFFICE = "conductor"
 SILENCE = 15.0  # seconds that the database may take for a chore at first; twice as long each time that it does not
 LONGEST_SILENCE = 300.0
-HURRY = 10  # ticks where there was one, while jobs wait in lanes
 BUSY_PAUSE = 2.0  # seconds that a chore waits for whoever was in its way
 # After the database was away every lease has ended, and a crash may have made it forget claims: runners that wait to
 # record what they did come first.
@@ -47,6 +46,7 @@ class Conductor:
     stopping: threading.Event = field(default_factory=threading.Event)
     leading: bool = False
     _next: dict[str, float] = field(default_factory=dict)
+    _releases: release.Releases = field(default_factory=release.Releases)
     _reconciler: Reconciler = field(default_factory=Reconciler)
     _retention: Retention = field(default_factory=Retention)
     _renewed: float = 0.0
@@ -57,8 +57,8 @@ class Conductor:
     def chores(self) -> list[tuple[str, float, Callable[[], int]]]:
         """What a leader does, in this order."""
         return [
-            ("let bursts go", 0.0, gathering.let_go),
-            ("release", 0.0, release.release),
+            ("let bursts go", settings().TICK / 2, gathering.let_go),
+            ("release", 0.0, self._releases.release),
             ("mend the lanes", 60.0, lanes.mend),
             ("rescue", 1.0, rescue.rescue),
             ("force_cancel", 1.0, rescue.force_cancel),
@@ -87,7 +87,7 @@ class Conductor:
 
     def _rest(self) -> float:
         """How long to wait for the next tick: less where jobs wait for others to end, which nobody tells."""
-        return settings().TICK / HURRY if self.leading and lanes.waiting() else settings().TICK
+        return self._releases.rest() if self.leading else settings().TICK
 
     def _reached(self) -> None:
         """The database did all that it was asked."""

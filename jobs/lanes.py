@@ -43,7 +43,16 @@ _IN_FLIGHT = f"('{State.RESERVED.value}', '{State.RUNNING.value}')"
 _WAITS = "finished_at IS NULL AND NOT (lane = '') AND state IN ({})".format(
     ", ".join(f"'{s.value}'" for s in sorted(WAITING))
 )
+# Whether anything is in line, or counts.
+IN_LINE = "(EXISTS(SELECT 1 FROM jobs_arrival) OR EXISTS(SELECT 1 FROM jobs_slot) OR EXISTS(SELECT 1 FROM jobs_share))"
+# What became of the job of a slot. One that was ended by force may run until its runner finds that it lost its lease.
+_STATE = (
+    "COALESCE((SELECT CASE WHEN j.finished_at IS NOT NULL AND substr(j.reason, 1, 7) = 'forced:' "
+    f"AND j.lease_until > {{now}} THEN '{State.RUNNING.value}' ELSE j.state END "
+    "FROM jobs_job j WHERE j.id = jobs_slot.job_id), '')"
+)
 _flows: defaultdict[str, Flow] = defaultdict(lambda: Flow())
+_unfinished: list[str] = []  # the queues of which the last release here has not looked at all that is open
 
 
 def release(limit: int) -> list[Job]:
@@ -51,16 +60,33 @@ def release(limit: int) -> list[Job]:
 
     Any number of processes may do it at once: one of them does, and the others return nothing.
     """
-    if not any(_one("SELECT EXISTS(SELECT 1 FROM jobs_arrival), EXISTS(SELECT 1 FROM jobs_slot), "
-                    "EXISTS(SELECT 1 FROM jobs_share)")):  # fmt: skip
-        return []
     with transaction.atomic(using=lifecycle.alias()):
         return Release(limit).run() if _locked() else []
 
 
-def waiting() -> bool:
-    """Whether jobs wait here for others to end."""
-    return any(_one("SELECT EXISTS(SELECT 1 FROM jobs_share), EXISTS(SELECT 1 FROM jobs_arrival)"))
+def changes(ahead: float) -> tuple[bool, bool, bool, bool]:
+    """What is to be known before a release, in one look that locks nothing.
+
+    Whether something has changed that lets a job go; whether jobs wait, and whether others are on their way which they
+    may wait for; whether time will let some go within so many seconds.
+    """
+    now, soon = lifecycle.clock_sql(), lifecycle.clock_sql(timedelta(seconds=ahead))
+    by_time = (
+        "EXISTS(SELECT 1 FROM jobs_share WHERE NOT is_open AND open_at <= {0}) "
+        "OR EXISTS(SELECT 1 FROM jobs_bucket WHERE wake_at <= {0})"
+    )
+    row = _one(
+        "SELECT EXISTS(SELECT 1 FROM jobs_arrival) OR EXISTS(SELECT 1 FROM jobs_slot "
+        f"WHERE {_STATE.format(now=now)} NOT IN {_IN_FLIGHT}) OR {by_time.format(now)}, "
+        "EXISTS(SELECT 1 FROM jobs_share WHERE is_open) OR EXISTS(SELECT 1 FROM jobs_lane WHERE NOT (waits_on = '')), "
+        f"EXISTS(SELECT 1 FROM jobs_slot), {by_time.format(soon)}"
+    )
+    return bool(row[0]), bool(row[1]), bool(row[2]), bool(row[3])
+
+
+def unfinished() -> bool:
+    """Whether the last release of this process has not looked at all that is open."""
+    return bool(_unfinished)
 
 
 def reopen(waits_on: str = "") -> None:
@@ -166,6 +192,7 @@ class Release:
 
     def run(self) -> list[Job]:
         """Choose, and write what was chosen."""
+        _unfinished.clear()
         freed = self._give_up_slots()
         self._take_in(freed)
         self._wake(freed)
@@ -184,8 +211,8 @@ class Release:
     def _give_up_slots(self) -> list[tuple[UUID, str]]:
         """Slots of jobs that have ended, or wait again."""
         rows = _all(
-            "DELETE FROM jobs_slot WHERE COALESCE((SELECT j.state FROM jobs_job j WHERE j.id = jobs_slot.job_id), '') "
-            f"NOT IN {_IN_FLIGHT} RETURNING job_id, key"
+            f"DELETE FROM jobs_slot WHERE {_STATE.format(now=lifecycle.clock_sql())} NOT IN {_IN_FLIGHT} "
+            "RETURNING job_id, key"
         )
         return [(UUID(str(job_id)), key) for job_id, key in rows]
 
@@ -338,6 +365,8 @@ class Release:
                 age.note(line, aged is not None)
                 if aged is not None:
                     self.overdue.add(job_id)
+        if left > 0 and any(line.more for line in lines.values()):
+            _unfinished.append(queue)
         age.write()
 
     def weight(self, tenant: str) -> float:
@@ -462,6 +491,7 @@ class _Line:
 
     def __init__(self, release: Release, queue: str, priority: int, room: int) -> None:
         self.release, self.queue, self.priority, self.room = release, queue, priority, room
+        self.more = False  # whether shares are open beyond those that were read
         self._heap: list[_Share] | None = None
 
     def next(self) -> bool:
@@ -510,17 +540,17 @@ class _Line:
 
     def _read(self) -> list[_Share]:
         """The first shares, each with its first lane, and the first job of that."""
-        at = self.release.at
+        at, most = self.release.at, min(LOOKS, self.room + 20)
         rows = _all(
             "SELECT s.id, s.turn, s.open_at, s.tenant, l.id, l.head_at, l.task, l.bound, j.id FROM "
             "(SELECT * FROM jobs_share WHERE is_open AND queue = %s AND priority = %s "
-            f"ORDER BY turn, open_at LIMIT {min(LOOKS, self.room + 20)}) s "
+            f"ORDER BY turn, open_at LIMIT {most}) s "
             "LEFT JOIN jobs_lane l ON l.id = (SELECT id FROM jobs_lane WHERE share_id = s.id AND open_at <= %s "
             "ORDER BY open_at LIMIT 1) "
             f"LEFT JOIN jobs_job j ON j.id = ({_first_jobs('l.id')} LIMIT 1) ORDER BY s.turn, s.open_at",
             [self.queue, self.priority, at, at],
         )
-        shares = []
+        shares, self.more = [], len(rows) == most
         for share_id, turn, since, tenant, lane_id, head, task, bound, job_id in rows:
             first = str(job_id or "")
             share = _Share(turn, since, first, share_id, self.release.weight(tenant))

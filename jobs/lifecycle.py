@@ -371,12 +371,40 @@ def reserve_due(limit: int) -> list[Job]:
 
     They come with what sending them takes. Any number of processes may do it at once: each takes other jobs.
     """
-    due = (
+    return _by_urgency(_reserve(_due_directly(limit), []))
+
+
+def reserve_due_unless(others: str, limit: int) -> list[Job] | None:
+    """The same, but None where this SQL holds, which speaks of others: asked in one statement where that can be."""
+    if database().vendor == "sqlite":  # whose UPDATE stands in no query; the way to it is short
+        with database().cursor() as cursor:
+            cursor.execute(f"SELECT {others}", [])
+            return None if cursor.fetchone()[0] else reserve_due(limit)
+    names, converters = _sending(database().vendor)
+    columns = ", ".join(f"taken.{name}" for name in names)
+    sql = (
+        f"WITH line AS MATERIALIZED (SELECT {others} AS busy), "
+        f"taken AS ({_reserving(_due_directly(limit, 'AND NOT (SELECT busy FROM line)'), names)}) "
+        f"SELECT line.busy, {columns} FROM line LEFT JOIN taken ON true"
+    )
+    with database().cursor() as cursor:
+        cursor.execute(sql, [])
+        rows = cursor.fetchall()
+    if rows[0][0]:
+        return None
+    return _by_urgency(_partly_loaded(names, converters, row[1:]) for row in rows if row[1] is not None)
+
+
+def _due_directly(limit: int, also: str = "") -> str:
+    return (
         f"SELECT id FROM {_table()} WHERE finished_at IS NULL AND due_at <= {_clock()} AND state IN ({_waiting()}) "
-        f"AND lane = '' AND cancel_requested_at IS NULL AND {not_paused()} "
+        f"AND lane = '' AND cancel_requested_at IS NULL AND {not_paused()} {also} "
         f"ORDER BY priority, due_at LIMIT {int(limit)}"
     )
-    return sorted(_reserve(due, []), key=lambda job: (job.priority, job.due_at))
+
+
+def _by_urgency(jobs: Iterable[Job]) -> list[Job]:
+    return sorted(jobs, key=lambda job: (job.priority, job.due_at))
 
 
 def reserve(ids: Sequence[UUID]) -> list[Job]:
@@ -392,13 +420,16 @@ def reserve(ids: Sequence[UUID]) -> list[Job]:
 
 def _reserve(due: str, parameters: Sequence[Any]) -> list[Job]:
     names, converters = _sending(database().vendor)
-    sql = (
+    with database().cursor() as cursor:
+        cursor.execute(_reserving(due, names), list(parameters))
+        return [_partly_loaded(names, converters, row) for row in cursor.fetchall()]
+
+
+def _reserving(due: str, names: Sequence[str]) -> str:
+    return (
         f"UPDATE {_table()} SET state = '{State.RESERVED.value}', reason = '', sent_at = {_clock()}, sends = sends + 1 "
         f"WHERE state IN ({_waiting()}) AND {_one_of(due)} RETURNING {', '.join(names)}"
     )
-    with database().cursor() as cursor:
-        cursor.execute(sql, list(parameters))
-        return [_partly_loaded(names, converters, row) for row in cursor.fetchall()]
 
 
 def _waiting() -> str:

@@ -2,9 +2,11 @@
 
 import os
 import signal
+import statistics
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -14,7 +16,7 @@ from jobs.models import Job, Slot, Worker
 from jobs.states import State
 from tests.children import Child, python
 from tests.platform import Platform
-from tests.sample.tasks import for_user, guarded, nap, note, through_gateway
+from tests.sample.tasks import alone, for_user, guarded, nap, note, through_gateway
 
 WaitUntil = Callable[..., Any]
 Spawn = Callable[..., Child]
@@ -70,6 +72,15 @@ def test_the_lone_job_behind_a_flood_starts_within_two_seconds(platform: Platfor
     wait_until(lambda: "lone" in platform.witness.lines, timeout=10)
     assert time.monotonic() - began < 2
     assert completed() < 2000
+
+
+def test_the_next_job_starts_soon_after_one_has_ended(platform: Platform, wait_until: WaitUntil) -> None:
+    reported(platform, wait_until)
+    bulk.bulk(alone, [(str(n), 0.2) for n in range(12)])
+    wait_until(lambda: completed() == 12, timeout=30)
+    jobs = list(Job.objects.order_by("started_at").values_list("started_at", "finished_at"))
+    waits = [(after - before).total_seconds() for (_, before), (after, _) in pairwise(jobs)]
+    assert statistics.median(waits) < 0.15
 
 
 def test_no_more_start_in_a_second_than_the_rate_and_the_burst(platform: Platform, wait_until: WaitUntil) -> None:
