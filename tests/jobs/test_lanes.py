@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
+from itertools import count
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
@@ -184,7 +186,9 @@ def test_the_broker_holds_no_more_than_the_workers_can_soon_take() -> None:
     assert released() == []
 
 
-def test_more_is_sent_ahead_where_workers_take_all_of_it_at_once() -> None:
+def test_more_is_sent_ahead_where_workers_take_all_of_it_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    hundredths = count()
+    monkeypatch.setattr(lanes, "time", SimpleNamespace(monotonic=lambda: next(hundredths) / 100))
     workers(1)
     for number in range(100):
         note.apply_async((str(number),), priority="low")
