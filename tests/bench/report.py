@@ -34,6 +34,7 @@ COLUMNS: dict[str, tuple[tuple[str, str, bool | None], ...]] = {
     "release": (("jobs/s", "jobs_s", None),),
     "limits": (("jobs/s", "jobs_s", None),),
     "flood": (
+        ("jobs before it", "flood", None),
         ("waited, s", "waited_s", None),
         ("waited more than, s", "more_than_s", None),
         ("of the flood that ran meanwhile", "before", None),

@@ -19,6 +19,7 @@ LESS = f"a flood of {QUICK:,} instead of {FULL:,}"
 LONE = 5
 PATIENCE, QUICK_PATIENCE, WHOLE = 20.0, 5.0, 900.0
 FIRST_BODY = 60.0
+SOME, ENQUEUEING = 5_000, 45.0  # jobs in one order; seconds after which the flood is as large as it is
 BRIEF = ("mainstay", "celery")
 # What a worker is told so that it takes the jobs of a queue of their own too. Dramatiq's takes those of all actors.
 OWN_QUEUE: Mapping[str, tuple[str, str]] = {
@@ -31,7 +32,8 @@ ABOUT = (
     "Then another tenant enqueues one, and its wait is measured until its body begins. Ours is called with tenant=…, "
     f"and of {LONE} lone tenants the slowest counts. Peers have no tenants: their job waits in the queue of the flood. "
     "Beside it one is measured by what they document, a queue of its own, of which the workers were told at their "
-    f"start. A wait is cut off after {PATIENCE:g} s; with MEASURE=flood alone it is waited for to the end."
+    f"start. A flood is smaller where enqueueing it would take more than {ENQUEUEING:g} s, and a wait is cut off "
+    f"after {PATIENCE:g} s; MEASURE=flood alone has no such bounds."
 )
 
 
@@ -43,28 +45,43 @@ def cases(options: Options, systems: Sequence[System]) -> list[Case]:
 
 def take(bench: Bench, case: Case, number: int) -> Sample:
     """One flood, and who comes behind it."""
-    system, world, count = case.system, bench.world, QUICK if bench.options.quick else FULL
+    system, world = case.system, bench.world
     world.reset(system)
     producer = bench.producers.of(system)
     with Workers(world, system, system.aides):
-        producer.ask("flood", first=bench.numbers(count), count=count, size=5000)
+        count = enqueued(bench, producer, QUICK if bench.options.quick else FULL)
         world.settle(system)
         world.witness.flushall()
         with Workers(world, system, [command(system)], system.copies) as workers:
             await_first_body(world, workers)
-            alone = [waited(world, producer, workers, FIRST_BODY, lone=True) for _ in range(LONE)]
+            lone = [waited(world, producer, workers, FIRST_BODY, lone=True) for _ in range(LONE)]
             if world.witness.dbsize() >= count:
                 raise Failed(f"the flood of {count} was over before the {LONE} lone jobs had begun")
-            slowest = max(alone, key=lambda found: found["waited_s"])
+            slowest = max(lone, key=lambda found: found["waited_s"])
             if not system.ours:
                 shared = waited(world, producer, workers, patience(bench.options))
                 slowest = {**shared, "own_s": slowest["waited_s"]}
-    return Sample("flood", "", system.name, number, {"flood": count, **slowest}, {"alone": alone})
+    return Sample("flood", "", system.name, number, {"flood": count, **slowest}, {"lone": lone})
+
+
+def enqueued(bench: Bench, producer: Producer, wanted: int) -> int:
+    """Enqueue the flood; return how many there are, fewer than wanted where that takes too long."""
+    began, count = time.monotonic(), 0
+    while count < wanted and (alone(bench.options) or time.monotonic() - began < ENQUEUEING):
+        some = min(SOME, wanted - count)
+        producer.ask("flood", first=bench.numbers(some), count=some)
+        count += some
+    return count
+
+
+def alone(options: Options) -> bool:
+    """Whether nothing else is measured, so that there is time."""
+    return options.measures == ("flood",)
 
 
 def patience(options: Options) -> float:
     """How long to wait for the end of a peer's flood."""
-    if options.measures == ("flood",):
+    if alone(options):
         return WHOLE
     return QUICK_PATIENCE if options.quick else PATIENCE
 

@@ -94,14 +94,14 @@ def ping(calls: Any, until_sent: bool) -> dict[str, Any]:
     return {"took_ms": (time.monotonic_ns() - began) / 1e6}
 
 
-def flood(calls: Any, first: int, count: int, size: int) -> dict[str, Any]:
+def flood(calls: Any, first: int, count: int) -> dict[str, Any]:
     """Enqueue many of one tenant, where there are tenants; of everybody else, simply many."""
     own = getattr(calls, "flood", None)
     if own is None:
-        return many(calls, first, count, size)
-    for start in range(first, first + count, size):
-        own(range(start, min(start + size, first + count)))
-    flush(calls)
+        many(calls, first, count, count)
+    else:
+        own(range(first, first + count))
+        flush(calls)
     return {}
 
 
