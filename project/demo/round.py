@@ -89,7 +89,7 @@ class Round:
     subscribers: int = 25
     products: int = 8
     pictures: int = 5
-    leaflets: int = 300
+    leaflets: int = 200
     parcels: int = 24
     supplies: int = 5
 
