@@ -125,14 +125,14 @@ def pause(*, queue: str | None = None, task: str | None = None, reason: str, by:
     return pause
 
 
-def resume(*, queue: str | None = None, task: str | None = None, by: str) -> bool:
+def resume(*, queue: str | None = None, task: str | None = None, by: str, reason: str = "") -> bool:
     """Let jobs of a queue or a task start again; False when it was not paused."""
     kind, name = _one_of(queue, task)
     with transaction.atomic(using=lifecycle.alias()):
         deleted, _ = Pause.objects.using(lifecycle.alias()).filter(kind=kind, name=name).delete()
         if deleted:
             lanes.reopen(lanes.PAUSED)
-            audit.record_act("resume", by, f"{kind} {name}")
+            audit.record_act("resume", by, f"{kind} {name}", reason=reason)
     return bool(deleted)
 
 

@@ -13,7 +13,7 @@ from django.db import transaction
 from jobs import audit, ids, lifecycle, marker
 from jobs.errors import BrokerUnavailable
 from jobs.marker import Marker, Place
-from jobs.models import Epoch, Job
+from jobs.models import Epoch, Job, Leader
 from jobs.states import State
 
 logger = logging.getLogger("jobs.epoch")
@@ -34,6 +34,8 @@ BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 MARGIN = timedelta(seconds=60)
 # As long may a marker on RabbitMQ be in the hands of a process that stands still: see ``broker_heartbeat``.
 HELD = timedelta(seconds=30)
+# A conductor moves the marker on each second. One that ticked so long after the last time did not reach the broker.
+SILENCE = timedelta(seconds=4)
 # How far the clock of a host may be off: ids are made there.
 CLOCKS = timedelta(minutes=10)
 
@@ -97,6 +99,16 @@ def shared() -> str:
     """A sentence where another installation uses the same broker; empty where none was seen lately."""
     since = lifecycle.database_now() - NEIGHBOUR
     return SHARED if Epoch.objects.using(lifecycle.alias()).filter(broker=BESIDE, marked_at__gt=since).exists() else ""
+
+
+def silent_since(now: datetime) -> datetime | None:
+    """Since when a conductor that ticks has not reached the broker; None while it does, or while none ticks."""
+    marked = Epoch.objects.using(lifecycle.alias()).filter(broker=BROKER).values_list("marked_at", "server").first()
+    if marked is None or marked[0] is None:
+        return None
+    patience = SILENCE if marked[1] else HELD + SILENCE  # RabbitMQ names no run of a server
+    ticking = Leader.objects.using(lifecycle.alias()).filter(until__gt=now, ticked_at__gt=marked[0] + patience)
+    return marked[0] if ticking.exists() else None
 
 
 _told = ""

@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 from django.db.models import Q
 
-from jobs import bursts, circuits, lanes, lifecycle, publisher, stats
-from jobs.breaker import Phase
+from jobs import bursts, gauges, lanes, lifecycle, reasons, stats
 from jobs.conf import current as settings
-from jobs.limits import Bind, Kind, binds
-from jobs.models import Burst, Call, Circuit, Job, Leader, Pause, Slot, Worker
+from jobs.explain_queue import QueueExplanation, explain_queue
+from jobs.limits import Kind, binds
+from jobs.models import Burst, Call, Job, Lane, Pause, Share
+from jobs.outbox import UNREACHABLE
+from jobs.reasons import Part, time
 from jobs.states import WAITING, Priority, State
 
+__all__ = ["Explanation", "Part", "QueueExplanation", "explain", "explain_queue"]
+
 MOST = 1000  # jobs before it that are counted
-NAMED = 5  # jobs that are named
-STALE = timedelta(seconds=5)
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """One reason: a word for programs, a sentence for people, until when if that is known, and what it is about."""
-
-    word: str
-    sentence: str
-    until: datetime | None = None
-    details: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,28 +51,52 @@ def explain(job_id: UUID | str) -> Explanation:
     job = stats.get(job_id)
     state = State(job.state)
     if job.finished:
-        parts = [Part("finished", f"It is {state.value} since {_time(job.finished_at)}{_because(job)}.")]
+        parts = list(_of_end(job))
     elif state is State.RUNNING:
-        parts = [Part("running", f"It runs since {_time(job.started_at)} on {job.worker}, attempt {job.attempt}.")]
-        if job.cancel_requested_at:
-            parts.append(Part("cancelling", f"It was asked to stop: {job.cancel_reason}."))
+        parts = list(_of_run(job, lifecycle.database_now()))
     else:
         parts = _of_waiting(job)
     return Explanation(job.pk, state, tuple(parts))
 
 
+def _of_end(job: Job) -> Iterator[Part]:
+    sentence = f"It is {job.state} since {time(job.finished_at)}{_because(job)}."
+    if job.state == State.FAILED:
+        sentence += " It does not run again by itself: replay its dead letter, resolve it or discard it."
+    yield Part("finished", sentence)
+
+
+def _of_run(job: Job, now: datetime) -> Iterator[Part]:
+    where = f" on {job.worker}" if job.worker else ""
+    yield Part("running", f"It runs since {time(job.started_at)}{where}, attempt {job.attempt}.")
+    if job.cancel_requested_at:
+        asked = f"{time(job.cancel_requested_at)}: {(job.cancel_reason or 'no reason given').rstrip('.')}"
+        forced = job.cancel_requested_at + timedelta(seconds=settings().CANCEL_GRACE)
+        sentence = f"A cancel was requested at {asked}. It is stopped by force at {time(forced)}."
+        yield Part("cancelling", sentence, forced)
+    if job.lease_until is not None and job.lease_until < now:
+        yield Part(
+            "lost",
+            f"Its lease ended at {time(job.lease_until)}: the worker may have died. The conductor takes it back.",
+        )
+        yield from reasons.conductors(now)
+
+
 def _of_waiting(job: Job) -> list[Part]:
     now = lifecycle.database_now()
-    parts = [*_of_bursts(job), *_of_others(job), *_of_time(job, now), *_of_pauses(job)]
-    if not parts and job.lane and job.waiting:
+    later = [*_of_bursts(job), *_of_others(job), *_of_time(job, now)]
+    parts = [*later, *_of_pauses(job)]
+    if not later and job.lane and job.waiting:
         parts += _of_limits(job, now)
         parts += _of_order(job)
     if job.state == State.RESERVED:
-        parts.append(Part("sent", f"It was handed to the broker at {_time(job.sent_at)}: a worker starts it next."))
-    parts += [*_of_workers(job, now), *_of_broker(job)]
+        parts += _of_sent(job, now)
+    if not (later and job.due_at is None):
+        parts += _of_workers(job, now)
+    parts += _of_broker(job, now)
     if job.waiting:
-        parts += _of_conductors(now)
-    return parts or [Part("next", "Nothing holds it up: the next release lets it go.")]
+        parts += reasons.conductors(now)
+    return parts or [Part("next", "Nothing holds it up: the next release lets it go.", now)]
 
 
 def _of_others(job: Job) -> list[Part]:
@@ -103,128 +120,128 @@ def _of_bursts(job: Job) -> list[Part]:
     latest = here.first + timedelta(seconds=row.span)
     details = {"key": row.key, "calls": many, "first_at": here.first, "last_at": here.last}
     if row.quiet is not None:
-        sentence = f"It gathers {calls}: quiet until {_time(until)}, at the latest {_time(latest)}."
+        sentence = f"It gathers {calls}: quiet until {time(until)}, at the latest {time(latest)}."
         return [Part("debounced", sentence, until, {**details, "at_latest": latest})]
-    when = f"it goes at {_time(until)}" if until else "it goes that long after the run before it has started"
+    when = f"it goes at {time(until)}" if until else "it goes that long after the run before it has started"
     return [Part("throttled", f"It gathers {calls}: one run in {row.span:g} s, {when}.", until, details)]
 
 
 def _of_time(job: Job, now: datetime) -> list[Part]:
     if not job.waiting or job.due_at is None or job.due_at <= now:
         return []
-    return [Part("scheduled", f"It is due at {_time(job.due_at)}{_because(job)}.", job.due_at)]
+    what = f"Attempt {job.attempt + 1} is due" if job.state == State.RETRYING else "It is due"
+    return [Part("scheduled", f"{what} at {time(job.due_at)}{_because(job)}.", job.due_at)]
 
 
 def _of_pauses(job: Job) -> list[Part]:
     where = Q(kind=Pause.Kind.QUEUE, name=job.queue) | Q(kind=Pause.Kind.TASK, name=job.task)
-    return [
-        Part(
-            "paused",
-            f"The {pause.kind} {pause.name} is paused since {_time(pause.created_at)}"
-            f"{f' by {pause.by}' if pause.by else ''}{f': {pause.reason}' if pause.reason else ''}.",
-            details={"kind": pause.kind, "name": pause.name, "by": pause.by},
-        )
-        for pause in Pause.objects.using(lifecycle.alias()).filter(where)
-    ]
+    return [reasons.paused(pause) for pause in Pause.objects.using(lifecycle.alias()).filter(where).order_by("kind")]
 
 
 def _of_limits(job: Job, now: datetime) -> list[Part]:
     """Each key of the job that has nothing left."""
-    looking, parts = lanes.Release(0), []
-    wanted = binds(job.bound)
-    looking.learn(wanted)
-    for bind in wanted:
-        closed = looking.allowance.refusal([bind])
-        if closed is None:
-            continue
-        if bind.kind is Kind.CIRCUIT:
-            parts += _of_circuit(bind.key, now)
-        elif bind.kind is Kind.TOKENS:
-            sentence = f"The rate {bind.key} has no token left; the next comes at {_time(closed.until)}."
-            parts.append(Part("rate", sentence, closed.until, {"key": bind.key}))
-        else:
-            parts.append(_full(bind, looking.allowance.used[bind.key], looking.in_force(bind).amount))
-    return parts
-
-
-def _of_circuit(key: str, now: datetime) -> list[Part]:
-    """Until when a circuit is open and why; or that its probes are on their way."""
-    row = Circuit.objects.using(lifecycle.alias()).filter(key=key, open_until__isnull=False).first()
-    if row is None:
-        return []
-    phase = circuits.phase(row, now)
-    opened = f"opened at {_time(row.opened_at)} by {_failures(row)}"
-    details = {"key": key, "phase": phase.value, "failures": len(row.failed_at), "error": row.error}
-    if phase is Phase.OPEN:
-        sentence = f"The circuit {key} is open until {_time(row.open_until)}: {opened}."
-        return [Part("circuit", sentence, row.open_until, details)]
-    probes = f"{row.succeeded} of {row.probes} probes have completed, and the others wait for that"
-    return [Part("circuit", f"The circuit {key} is half-open: {opened}; {probes}.", None, details)]
-
-
-def _failures(row: Circuit) -> str:
-    many = len(row.failed_at)
-    how = " in a row" if row.in_a_row and many > 1 else ""
-    last = f", last {row.error}" if row.error else ""
-    again = f", {row.openings} times without closing" if row.openings > 1 else ""
-    return f"{many} failure{'s' if many != 1 else ''}{how}{last}{again}"
-
-
-def _full(bind: Bind, used: int, most: float) -> Part:
-    slots = Slot.objects.using(lifecycle.alias()).filter(key=bind.key).order_by("pk")
-    ids = [str(job_id) for job_id in slots.values_list("job_id", flat=True)[:NAMED]]
-    others = f" and {used - len(ids)} more" if used > len(ids) else ""
-    sentence = f"The limit {bind.key} is full: {used} of {most:g}, by {', '.join(ids)}{others}."
-    return Part("limit", sentence, details={"key": bind.key, "used": used, "limit": most, "jobs": ids})
+    held = [bind for bind in binds(job.bound) if bind.kind is Kind.CIRCUIT]
+    full = [gauge for gauge in gauges.of(binds(job.bound)) if gauge.full]
+    return [
+        *(part for bind in held for part in reasons.circuit(bind.key, now)),
+        *(reasons.no_token(gauge) if gauge.bind.kind is Kind.TOKENS else reasons.full(gauge) for gauge in full),
+    ]
 
 
 def _of_order(job: Job) -> list[Part]:
     """How many go before it."""
-    waiting = Job.objects.using(lifecycle.alias()).filter(
-        finished_at=None, queue=job.queue, state__in=WAITING, due_at__lte=lifecycle.database_now()
-    )
-    sooner = _few(waiting.filter(priority__lt=job.priority))
-    own = _few(waiting.filter(lane=job.lane).filter(Q(due_at__lt=job.due_at) | Q(due_at=job.due_at, pk__lt=job.pk)))
     parts = []
-    if sooner:
-        sentence = f"Behind {_many(sooner)} of a higher priority in {job.queue}."
-        if job.priority > Priority.CRITICAL:
-            late = (job.due_at or job.created_at) + timedelta(seconds=settings().AGEING)
-            sentence += f" From {_time(late)} on, one in {lanes.ONE_IN} releases goes to those who waited that long."
-        parts.append(Part("priority", sentence, details={"before": sooner}))
-    if own:
+    if sooner := _more_urgent(job):
+        before, held_up = sooner
+        themselves = f", of which {held_up:,} are held up themselves" if held_up else ""
+        sentence = f"Behind {_many(before)} of a higher priority in {job.queue}{themselves}."
+        late = (job.due_at or job.created_at) + timedelta(seconds=settings().AGEING)
+        sentence += f" From {time(late)} on, one in {lanes.ONE_IN} releases goes to those who waited that long."
+        parts.append(Part("priority", sentence, details={"before": before}))
+    if own := _few(_due(job).filter(lane=job.lane).filter(_before(job)).order_by("due_at")):
         whose = f" of {job.tenant}" if job.tenant else ""
-        parts.append(Part("line", f"Behind {_many(own)}{whose} in its own line.", details={"before": own}))
+        not_before = _not_before(job, own)
+        hence = f" By the rate of its line it goes at {time(not_before)} at the earliest." if not_before else ""
+        sentence = f"Behind {_many(own)}{whose} in its own line.{hence}"
+        parts.append(Part("line", sentence, not_before, {"before": own}))
+    if others := _other_tenants(job):
+        many = f"more than {MOST:,}" if others > MOST else f"{others:,}"
+        sentence = (
+            f"It takes turns with {many} other tenant{'s' if others != 1 else ''} of its priority in {job.queue}."
+        )
+        parts.append(Part("turns", sentence, details={"tenants": others}))
     return parts
 
 
+def _not_before(job: Job, before: int) -> datetime | None:
+    """When enough tokens will have come for it and for those before it in its line, None if there are enough."""
+    now, times = lifecycle.database_now(), list[datetime]()
+    for gauge in gauges.of(bind for bind in binds(job.bound) if bind.kind is Kind.TOKENS):
+        short = before + 1 - gauge.left
+        if short > 0:
+            times.append(now + timedelta(seconds=short / gauge.numbers.amount))
+    return max(times, default=None)
+
+
+def _due(job: Job) -> Any:
+    return Job.objects.using(lifecycle.alias()).filter(
+        finished_at=None, queue=job.queue, state__in=WAITING, due_at__lte=lifecycle.database_now()
+    )
+
+
+def _before(job: Job) -> Q:
+    # The first condition is for the index: with the other ones alone, it is read to its end.
+    return Q(due_at__lte=job.due_at) & (Q(due_at__lt=job.due_at) | Q(pk__lt=job.pk))
+
+
+def _more_urgent(job: Job) -> tuple[int, int] | None:
+    """How many due jobs are more urgent, and how many of them a limit holds up; one look for each priority."""
+    found: list[str] = []
+    for priority in (p for p in Priority if p < job.priority):
+        rows = _due(job).filter(priority=priority.value).order_by("due_at")
+        found += rows.values_list("lane", flat=True)[: MOST + 1 - len(found)]
+    if not found:
+        return None
+    closed_lanes = Lane.objects.using(lifecycle.alias()).filter(pk__in=set(found)).exclude(waits_on="")
+    closed = set(closed_lanes.values_list("pk", flat=True))
+    return len(found), sum(lane in closed for lane in found)
+
+
+def _other_tenants(job: Job) -> int:
+    """How many other tenants of its priority have a job that may go; of a queue with one tenant, none."""
+    shares = Share.objects.using(lifecycle.alias()).filter(queue=job.queue, priority=job.priority, is_open=True)
+    return _few(shares.exclude(tenant=job.tenant))
+
+
+def _of_sent(job: Job, now: datetime) -> Iterator[Part]:
+    """Where a job is that was handed to the broker."""
+    holder = next((w for w in reasons.live_workers(now) if str(job.pk) in map(str, w.holds or ())), None)
+    if holder is not None:
+        yield Part(
+            "received",
+            f"The worker {holder.name} has received it, and starts it next.",
+            details={"worker": holder.name},
+        )
+        return
+    yield Part("sent", f"It was handed to the broker at {time(job.sent_at)}: a worker starts it next.")
+    if job.due_at is None:
+        return
+    same = Job.objects.using(lifecycle.alias()).filter(finished_at=None, queue=job.queue, priority=job.priority)
+    if before := _few(same.filter(_before(job), state=State.RESERVED).order_by("due_at")):
+        yield Part("line", f"Behind {_many(before)} that were handed over before it.", details={"before": before})
+
+
 def _of_workers(job: Job, now: datetime) -> list[Part]:
-    alive = now - timedelta(seconds=settings().LEASE)
-    workers = [w for w in Worker.objects.using(lifecycle.alias()).filter(seen_at__gt=alive) if job.queue in w.queues]
-    if not workers:
-        return [Part("no worker", f"No live worker takes jobs of the queue {job.queue}.")]
-    hands = sum(max(0, worker.concurrency - worker.stuck) for worker in workers)
-    running = Job.objects.using(lifecycle.alias()).filter(finished_at=None, state=State.RUNNING, queue=job.queue)
-    busy = _few(running)
-    if hands and busy >= hands:
-        return [Part("busy", f"All {hands} hands for {job.queue} are busy.", details={"hands": hands})]
-    return []
+    return reasons.hands(job.queue, now, waiting=job.waiting)
 
 
-def _of_broker(job: Job) -> list[Part]:
-    if publisher.in_use().paused or (job.waiting and job.reason.startswith("the broker could not be reached")):
-        return [Part("broker", f"The broker could not be reached when it was last tried{_because(job)}.")]
-    return []
-
-
-def _of_conductors(now: datetime) -> list[Part]:
-    if Leader.objects.using(lifecycle.alias()).filter(office="conductor", until__gt=now - STALE).exists():
-        return []
-    return [Part("no conductor", "No conductor runs: start beat, or manage.py conductor.")]
+def _of_broker(job: Job, now: datetime) -> list[Part]:
+    told = job.reason if job.waiting and job.reason.startswith(UNREACHABLE) else ""
+    return reasons.unreachable(now, told)
 
 
 def _few(rows: Any) -> int:
-    return len(rows.order_by().values_list("pk", flat=True)[: MOST + 1])
+    return len(rows.values_list("pk", flat=True)[: MOST + 1])
 
 
 def _many(jobs: int) -> str:
@@ -233,7 +250,3 @@ def _many(jobs: int) -> str:
 
 def _because(job: Job) -> str:
     return f" ({job.reason})" if job.reason else ""
-
-
-def _time(when: datetime | None) -> str:
-    return f"{when:%Y-%m-%d %H:%M:%S}" if when else "some time"

@@ -409,6 +409,7 @@ class Share(models.Model):
     open_at = models.DateTimeField(null=True, help_text="since when, or when next")
 
     class Meta:
+        verbose_name = _("waiting line")
         default_permissions = ()
         constraints: ClassVar = [
             models.UniqueConstraint(fields=["queue", "priority", "tenant"], name="one_share_per_tenant"),
@@ -504,7 +505,10 @@ class Allotment(models.Model):
     created_at = models.DateTimeField()
 
     class Meta:
+        verbose_name = _("limit or weight")
+        verbose_name_plural = _("limits and weights")
         default_permissions = ("view",)
+        permissions: ClassVar = [("set_limit", "Can set and withdraw limits, and weights of tenants")]
         constraints: ClassVar = [
             models.UniqueConstraint(fields=["kind", "name"], name="allotted_once"),
             models.CheckConstraint(condition=Q(amount__gt=0), name="allotments_allow_something"),

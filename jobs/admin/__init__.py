@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from django.apps import apps
 
-from jobs.admin import acts, breakers, jobs, pauses, workers  # noqa: F401
+from jobs.admin import acts, breakers, jobs, limits, lines, pauses, workers  # noqa: F401
 
 if apps.is_installed("django_celery_beat"):
     from jobs.admin import schedules  # noqa: F401

@@ -72,7 +72,8 @@ class ActingAdmin(ReadOnlyAdmin):
         if "confirmed" not in request.POST or (verb.needs_reason and not reason):
             return self.ask(request, verb, ids, missing_reason="confirmed" in request.POST)
         last = self.perform(request, verb, ids, reason)
-        return HttpResponseRedirect(self.row_address(last or ids[0]) if len(ids) == 1 else self.list_address())
+        to_page = len(ids) == 1 and self.page_template
+        return HttpResponseRedirect(self.row_address(last or ids[0]) if to_page else self.list_address())
 
     def pressable(self, verb: Verb, row: Any) -> SafeString:
         """A button in a row of the list."""

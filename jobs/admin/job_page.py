@@ -9,10 +9,11 @@ from django.utils import timezone
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
-from jobs import lifecycle, shown, views
+from jobs import shown, views
 from jobs.admin import links, timeline
-from jobs.admin.health import NO_CONDUCTOR, conductor_ticks
 from jobs.admin.tracebacks import Traceback
+from jobs.admin.why import Shown, limit_address, queue_address
+from jobs.admin.why import shown as shown_parts
 from jobs.admin.wording import (
     NEXT,
     address,
@@ -22,12 +23,13 @@ from jobs.admin.wording import (
     ran,
     short_id,
     short_task,
-    since,
     waited,
     when,
 )
+from jobs.explain import explain
+from jobs.limits import Kind, binds
 from jobs.masking import mask
-from jobs.models import Act, Checkpoint, Job, Pause
+from jobs.models import Act, Checkpoint, Job
 from jobs.states import MEANING, State
 
 Fact = tuple[str, SafeString | str]
@@ -43,7 +45,8 @@ def content(job: Job, user: Any) -> dict[str, Any]:
         "name": short_task(job.task),
         "badge": badge(job.state),
         "meaning": meaning(job),
-        "remarks": list(remarks(job)),
+        "parts": reasons(job),
+        "line_address": queue_address(job.queue) if job.waiting else "",
         "facts": [fact for fact in facts(job) if fact[1]],
         "timing": [fact for fact in timing(job) if fact[1]],
         "progress": views.progress_of(job),
@@ -67,24 +70,9 @@ def meaning(job: Job) -> str:
     return f"{MEANING[state].capitalize()}. {NEXT[state]}"
 
 
-def remarks(job: Job) -> Iterator[str]:
-    """What else stands between this job and its end."""
-    now = lifecycle.database_now()
-    if job.cancel_requested_at and not job.finished:
-        yield f"A cancel was requested {since(job.cancel_requested_at, now)}: {job.cancel_reason or 'no reason given'}."
-    if job.state == State.RUNNING and job.lease_until and job.lease_until < now:
-        yield f"Its lease ended {since(job.lease_until, now)}: the worker may have died. The conductor takes it back."
-    if not job.finished:
-        yield from _held(job)
-    if job.waiting and not conductor_ticks():
-        yield NO_CONDUCTOR
-
-
-def _held(job: Job) -> Iterator[str]:
-    for pause in Pause.objects.all():
-        if pause.name == (job.queue if pause.kind == Pause.Kind.QUEUE else job.task):
-            because = pause.reason or "no reason given"
-            yield f"The {pause.kind} {pause.name} is paused by {pause.by or 'somebody'}: {because}."
+def reasons(job: Job) -> list[Shown]:
+    """What stands between this job and its end."""
+    return [] if job.finished else shown_parts(explain(job.pk).parts)
 
 
 def facts(job: Job) -> Iterator[Fact]:
@@ -110,6 +98,12 @@ def facts(job: Job) -> Iterator[Fact]:
     yield "Correlation id", _correlation(job)
     yield "Payload version", str(job.version) if job.version != 1 else ""
     yield "Limits", _limits(job)
+    yield (
+        "Counts under",
+        format_html_join(
+            ", ", '<a href="{}">{}</a>', ((limit_address(b.kind, b.key), b.key) for b in binds(job.bound) if b.kind is not Kind.CIRCUIT)
+        ),
+    )
 
 
 def _correlation(job: Job) -> SafeString | str:

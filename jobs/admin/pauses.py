@@ -11,7 +11,7 @@ from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import URLPattern, path
 from django.utils.safestring import SafeString
 
-from jobs import control
+from jobs import control, declared
 from jobs.admin.buttons import ActingAdmin, Verb
 from jobs.admin.names import queues
 from jobs.admin.wording import address, short_task, when
@@ -25,13 +25,18 @@ PERMISSION = "jobs.pause_queue"
 def resume(pause_id: int, by: str, reason: str) -> object:
     """End a pause by the id of its row; one that is gone has been ended already."""
     pause = Pause.objects.filter(pk=pause_id).first()
-    return pause and control.resume(**{pause.kind: pause.name}, by=by)
+    return pause and control.resume(**{pause.kind: pause.name}, by=by, reason=reason)
 
 
 RESUME = Verb(
     name="resume", label="Resume", permission=PERMISSION, question="Resume?",
     effect="What waits is sent again, most urgent first.", done="ended", perform=resume, possible=bool,
 )  # fmt: skip
+
+
+def task_names() -> list[str]:
+    """The tasks that the project declares, and those of which there are jobs."""
+    return sorted({*declared.tasks(), *occurring(Job, "task")})
 
 
 class PauseForm(forms.Form):
@@ -46,7 +51,7 @@ class PauseForm(forms.Form):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        tasks = [(f"task:{name}", f"{short_task(name)} ({name})") for name in occurring(Job, "task")]
+        tasks = [(f"task:{name}", f"{short_task(name)} ({name})") for name in task_names()]
         field: Any = self.fields["what"]
         field.choices = [("Queues", [(f"queue:{name}", name) for name in queues()]), ("Tasks", tasks)]
 
@@ -90,7 +95,7 @@ class PauseAdmin(ActingAdmin):
         """Ask what to pause and why, then do it."""
         if not request.user.has_perm(PERMISSION):
             raise PermissionDenied
-        form = PauseForm(request.POST or None)
+        form = PauseForm(request.POST or None, initial={"what": request.GET.get("what", "")})
         if form.is_valid() and self._paused(request, form):
             return HttpResponseRedirect(self.list_address())
         return self.rendered(request, "jobs/pause.html", {"title": "Pause a queue or a task", "form": form})

@@ -332,7 +332,7 @@ class Resume(OnQueueOrTask):
         """Resume it, or say what is paused."""
         kind = Pause.Kind.QUEUE if self.given["queue"] else Pause.Kind.TASK
         name = self._paused_name(kind, self.given["queue"] or self.given["task"])
-        control.resume(**{str(kind.value): name}, by=self.by)
+        control.resume(**{str(kind.value): name}, by=self.by, reason=self.given["reason"])
         self.tell(name, paused=False)
 
     @staticmethod

@@ -11,6 +11,7 @@ from typing import Any
 from django.utils import timezone
 
 from jobs import circuits, control, explain, lifecycle, shown, stats
+from jobs.backlog import Number
 from jobs.horizon import HORIZON
 from jobs.management import arguments, documents
 from jobs.management.ages import ago, said
@@ -127,30 +128,61 @@ class Show(Verb):
 
 
 class Explain(Verb):
-    """Why a job does not run."""
+    """Why a job does not run, or for what the jobs of a queue wait."""
 
     name = "explain"
-    help = "say why a job does not run, and when it may"
-    about = "Say what holds a job up: a pause, a limit and the jobs that fill it, more urgent jobs, no worker."
-    examples = (f"jobs explain {AN_ID}", f"jobs explain {AN_ID} --json | jq .parts[0].word")
+    help = "say why a job does not run, and when it may; or for what the jobs of a queue wait"
+    about = (
+        "Say what holds a job up: a pause, a limit and the jobs that fill it, more urgent jobs, no worker.\n"
+        "Of a queue, how many jobs wait for each of these, and when the next can go. 'about' is an estimate, and\n"
+        "'more than' was not counted to its end: it takes as long with a long backlog as with a short one."
+    )
+    examples = (
+        f"jobs explain {AN_ID}", f"jobs explain {AN_ID} --json | jq .parts[0].word", "jobs explain --queue payments",
+    )  # fmt: skip
 
     @classmethod
     def arguments(cls, parser: ArgumentParser) -> None:
-        """Which job."""
-        parser.add_argument("id", type=arguments.job_id, help="the id of the job")
+        """Which job, or which queue."""
+        parser.add_argument("id", nargs="?", type=arguments.job_id, help="the id of the job")
+        parser.add_argument("--queue", help="the name of a queue, in place of a job")
 
     def run(self) -> None:
         """Say it."""
+        if bool(self.given["id"]) == bool(self.given["queue"]):
+            raise mistaken("Name either the id of a job, or a queue (--queue payments).")
+        self._tell_queue() if self.given["queue"] else self._tell_job()
+
+    def _tell_job(self) -> None:
         told = explain.explain(self.given["id"])
         if self.given["json"]:
-            parts = [
-                {"word": part.word, "sentence": part.sentence, "until": part.until, "details": part.details}
-                for part in told.parts
-            ]
-            self.paper.json({"id": told.job_id, "state": told.state.value, "until": told.until, "parts": parts})
+            about = {"id": told.job_id, "state": told.state.value}
+            self.paper.json({**about, "until": told.until, "sentence": told.sentence, "parts": _parts(told.parts)})
             return
         for part in told.parts:
             self.paper.line(part.sentence)
+
+    def _tell_queue(self) -> None:
+        told = explain.explain_queue(self.given["queue"])
+        if self.given["json"]:
+            waiting = {"queue": told.queue, "waiting": _number(told.waiting), "oldest": told.oldest}
+            parts = _parts(told.parts)
+            self.paper.json({**waiting, "next_at": told.next_at, "sentence": told.sentence, "parts": parts})
+            return
+        for sentence in (told.head, *(part.sentence for part in told.parts)):
+            self.paper.line(sentence)
+
+
+def _parts(parts: Iterable[explain.Part]) -> list[dict[str, Any]]:
+    return [
+        {"word": part.word, "sentence": part.sentence, "until": part.until, "details": part.details}
+        | ({"jobs": _number(part.jobs)} if part.jobs is not None else {})
+        for part in parts
+    ]
+
+
+def _number(number: Number) -> dict[str, Any]:
+    return {"of": number.of, "about": number.about, "more": number.more}
 
 
 BREAKERS = (

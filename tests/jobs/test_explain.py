@@ -6,14 +6,15 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from celery import chord
 
-from jobs import control, lanes, lifecycle
+from jobs import control, epoch, lanes, lifecycle, outbox
 from jobs.errors import JobNotFound, Refused
 from jobs.explain import explain
-from jobs.models import Act, Allotment, Job, Leader, Worker
+from jobs.models import Act, Allotment, Epoch, Job, Leader, Worker
 from jobs.states import State
-from tests.platform import fresh, running
-from tests.sample.tasks import add, alone, note, through_gateway
+from tests.platform import attempt, fresh, running
+from tests.sample.tasks import add, alone, misbehave, note, through_gateway, total
 
 pytestmark = pytest.mark.django_db
 
@@ -84,6 +85,137 @@ def test_other_states_and_reasons_are_told() -> None:
     assert words(note.apply_async(("x",), tenant="t")) == ["no worker", "no conductor"]
     with pytest.raises(JobNotFound):
         explain(uuid4())
+
+
+def test_a_paused_job_is_also_told_which_limit_is_full() -> None:
+    alone.delay("a")
+    second = alone.delay("b")
+    lanes.release(10)
+    running(Job.objects.get(state=State.RESERVED).pk)
+    control.pause(task=alone.name, reason="a fault", by="ann")
+    assert words(second)[:2] == ["paused", "limit"]
+    assert explain(second.id).parts[0].details["reason"] == "a fault"
+
+
+def test_a_slot_of_a_job_that_has_ended_fills_no_limit() -> None:
+    first, second = alone.delay("a"), alone.delay("b")
+    lanes.release(10)
+    attempt(first.id)
+    assert words(second) == ["next"]
+
+
+def test_of_the_more_urgent_it_is_told_how_many_are_held_up_themselves() -> None:
+    for letter in "abc":
+        alone.apply_async((letter,), priority="high")
+    low = note.apply_async(("low",), priority="low")
+    control.pause(task=note.name, reason="a fault", by="ann")
+    lanes.release(10)
+    told = explain(low.id).sentence
+    assert "Behind 2 jobs of a higher priority in default, of which 2 are held up themselves." in told
+
+
+def test_other_tenants_that_take_turns_with_it_are_told() -> None:
+    Worker.objects.update(concurrency=1)
+    jobs = [note.apply_async((str(n),), tenant=f"t{n}") for n in range(4)]
+    lanes.release(1)
+    lanes.release(1)
+    waiting = next(job for job in jobs if fresh(job).state == State.PENDING)
+    (part,) = [part for part in explain(waiting.id).parts if part.word == "turns"]
+    assert part.details["tenants"] in (1, 2)
+
+
+def test_who_is_behind_others_for_a_rate_is_told_its_earliest_time() -> None:
+    control.allot("gateway", rate="6/m", burst=1, by="ann")
+    jobs = [through_gateway.apply_async((str(n),), tenant="t") for n in range(4)]
+    lanes.release(10)
+    told = explain(jobs[3].id)
+    assert told.until is not None
+    assert timedelta(seconds=25) < told.until - lifecycle.database_now() <= timedelta(seconds=30)
+
+
+def test_a_worker_that_has_received_it_is_named() -> None:
+    job = add.delay(1, 2)
+    Worker.objects.update(holds=[job.id])
+    assert words(job) == ["received"]
+    assert "The worker w has received it" in explain(job.id).sentence
+
+
+def test_those_that_were_handed_over_before_are_counted() -> None:
+    first, second = add.delay(1, 2), add.delay(1, 2)
+    assert words(first) == ["sent"]
+    assert explain(second.id).parts[1].details == {"before": 1}
+
+
+def test_busy_hands_are_told_whatever_queue_keeps_them_busy() -> None:
+    Worker.objects.update(queues=["default", "mail"], concurrency=1, name="sleepy@here")
+    Worker.objects.filter(name="w").delete()
+    running(add.apply_async((1, 2), queue="mail").id)
+    assert words(note.apply_async(("x",), tenant="t")) == ["busy"]
+
+
+def test_a_retry_is_told_with_why_the_attempt_failed() -> None:
+    job = misbehave.delay("transient")
+    attempt(job.id)
+    Job.objects.update(due_at=lifecycle.database_now() + timedelta(seconds=30))
+    (part,) = explain(job.id).parts
+    assert part.word == "scheduled"
+    assert part.sentence.startswith("Attempt 2 is due at ")
+    assert fresh(job).reason in part.sentence
+
+
+def test_a_job_that_waits_for_others_says_so_and_needs_no_worker_yet() -> None:
+    Worker.objects.all().delete()
+    result = chord([add.s(1, 2)])(total.s())
+    (part,) = explain(result.id).parts
+    assert part.word == "waits for others"
+    assert part.sentence == "It waits for the members of its chord."
+
+
+def test_a_running_job_that_was_asked_to_stop_and_whose_worker_is_silent_says_both() -> None:
+    job = running(add.delay(1, 2).id, lease=-1.0)
+    control.cancel(job.pk, reason="wrong file", by="ann")
+    told = explain(job.pk)
+    assert [part.word for part in told.parts] == ["running", "cancelling", "lost"]
+    assert "wrong file" in told.sentence
+    assert "The conductor takes it back." in told.sentence
+
+
+def test_the_end_of_a_job_is_told() -> None:
+    done, failed, cancelled = add.delay(1, 2), misbehave.delay("permanent"), add.delay(1, 2)
+    attempt(done.id)
+    attempt(failed.id)
+    control.cancel(fresh(cancelled).pk, reason="wrong file", by="ann")
+    assert explain(done.id).sentence.startswith("It is completed since ")
+    assert "replay its dead letter" in explain(failed.id).sentence
+    assert explain(cancelled.id).sentence.endswith("(wrong file).")
+    assert all(words(job) == ["finished"] for job in (done, failed, cancelled))
+
+
+def test_a_broker_that_the_conductor_does_not_reach_is_told_by_every_process() -> None:
+    job = note.apply_async(("x",), tenant="t")
+    now = lifecycle.database_now()
+    Leader.objects.update(ticked_at=now)
+    Epoch.objects.create(broker=epoch.BROKER, server="run", serial=1, marked_at=now - timedelta(seconds=2))
+    assert words(job) == ["next"]
+    Epoch.objects.update(marked_at=now - timedelta(seconds=9))
+    assert words(job) == ["broker"]
+    Leader.objects.update(until=now - timedelta(seconds=9))
+    assert words(job) == ["no conductor"]  # nobody tried
+
+
+def test_a_broker_that_could_not_be_reached_is_told_with_its_answer() -> None:
+    job = fresh(note.apply_async(("x",), tenant="t"))
+    lanes.release(1)
+    outbox.take_back([fresh(job)], "the broker could not be reached: Connection refused")
+    told = explain(job.pk)
+    assert [part.word for part in told.parts] == ["scheduled", "broker"]
+    assert "when it was last tried (Connection refused)." in told.sentence
+
+
+def test_times_are_told_in_the_zone_of_the_project(settings: Any) -> None:
+    settings.TIME_ZONE = "Asia/Tokyo"
+    later = note.apply_async(("later",), countdown=60)
+    assert " JST" in explain(later.id).sentence
 
 
 # --- What an operator says in place of the code -----------------------------------------------------

@@ -142,7 +142,9 @@ def test_a_lease_that_ended_is_pointed_out(chief: Client) -> None:
 
 def test_a_pause_that_holds_the_job_is_pointed_out(chief: Client) -> None:
     Pause.objects.create(kind="queue", name="payments", reason="maintenance", by="ann", created_at=timezone.now())
-    assert "The queue payments is paused by ann: maintenance." in page(chief, rows.job())
+    html = page(chief, rows.job())
+    assert f'The <a href="{reverse("admin:jobs_pause_changelist")}">queue payments</a> is paused since ' in html
+    assert "by ann: maintenance." in html
 
 
 def test_a_cancel_that_was_requested_is_pointed_out_and_not_offered_again(chief: Client) -> None:
