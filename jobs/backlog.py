@@ -202,9 +202,20 @@ def later(queue: str) -> Later:
 
 def for_others(queue: str) -> Number:
     """The jobs of a queue that wait for other jobs."""
+    return _without_time(queue, follows_id__isnull=False) + _without_time(
+        queue, follows_id__isnull=True, waits_for_id__isnull=False
+    )
+
+
+def gathering(queue: str) -> Number:
+    """The jobs of a queue that gather the calls of a burst."""
+    return _without_time(queue, follows_id__isnull=True, waits_for_id__isnull=True)
+
+
+def _without_time(queue: str, **which: Any) -> Number:
     jobs = NONE
     for priority in Priority:
-        jobs += _bounded(_unfinished(queue, priority).filter(due_at__isnull=True, state__in=WAITING))
+        jobs += _bounded(_unfinished(queue, priority).filter(due_at__isnull=True, state__in=WAITING, **which))
     return jobs
 
 

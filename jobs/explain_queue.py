@@ -86,6 +86,7 @@ class _Found:
     waits: list[Wait]
     later: backlog.Later
     for_others: Number
+    gathering: Number
     direct: list[tuple[str, str, Number]]
     pauses: dict[tuple[str, str], Pause]
     oldest: datetime | None
@@ -109,7 +110,7 @@ def _found(queue: str) -> _Found:
     waiting = Number(of["pending"] + of["retrying"], more=counts.at_least, about=counts.as_of is not None)
     found = _Found(
         queue, lifecycle.database_now(), waiting, of["reserved"], of["running"], counts.as_of, backlog.waits(queue),
-        backlog.later(queue), backlog.for_others(queue), backlog.direct(queue),
+        backlog.later(queue), backlog.for_others(queue), backlog.gathering(queue), backlog.direct(queue),
         {(p.kind, p.name): p for p in stats.paused()}, backlog.oldest(queue),
     )  # fmt: skip
     _estimate(found)
@@ -119,7 +120,7 @@ def _found(queue: str) -> _Found:
 
 def _estimate(found: _Found) -> None:
     """Of what was counted up to a bound, tell the rest of the whole, where that is known."""
-    parts = [*(wait.jobs for wait in found.waits), found.later.jobs, found.for_others]
+    parts = [*(wait.jobs for wait in found.waits), found.later.jobs, found.for_others, found.gathering]
     parts += [jobs for _, _, jobs in found.direct]
     known = sum((part for part in parts), backlog.NONE)
     if known.of > found.waiting.of:
@@ -161,7 +162,7 @@ def _sort_out(found: _Found) -> None:
     if not found.waiting.about and not found.waiting.more:
         # What came after the last release is in no lane that is known.
         seen = sum((w.jobs for w in found.waits), backlog.NONE).of + sum(jobs.of for _, _, jobs in found.direct)
-        new = found.waiting.of - seen - found.later.jobs.of - found.for_others.of
+        new = found.waiting.of - seen - found.later.jobs.of - found.for_others.of - found.gathering.of
         found.turns += Number(max(0, new))
 
 
@@ -181,7 +182,9 @@ def _of_keys(found: _Found) -> Iterator[Part]:
         gauge, circuit = found.gauges.get(wait.on), found.circuits.get(wait.on)
         told = f"{capital(jobs_in_words(wait.jobs))} {verb(wait.jobs, 'wait')} for"
         if circuit is not None:
-            yield Part("circuit", f"{circuit.sentence.rstrip('.')}. {told} it.", circuit.until, circuit.details, wait.jobs)
+            yield Part(
+                "circuit", f"{circuit.sentence.rstrip('.')}. {told} it.", circuit.until, circuit.details, wait.jobs
+            )
         elif gauge is None:
             yield Part("held", f"{told} {wait.on}.", jobs=wait.jobs, details={"key": wait.on})
         elif gauge.bind.kind is Kind.TOKENS:
@@ -209,6 +212,10 @@ def _of_later(found: _Found) -> Iterator[Part]:
         yield Part(
             "waits for others", f"{capital(jobs_in_words(jobs))} {verb(jobs, 'wait')} for other jobs.", jobs=jobs
         )
+
+    if jobs := found.gathering:
+        what = "the calls of a burst" if jobs.of == 1 else "the calls of bursts"
+        yield Part("gathers", f"{capital(jobs_in_words(jobs))} {verb(jobs, 'gather')} {what}.", jobs=jobs)
 
 
 def _of_turns(found: _Found) -> Iterator[Part]:

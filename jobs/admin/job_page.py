@@ -98,12 +98,8 @@ def facts(job: Job) -> Iterator[Fact]:
     yield "Correlation id", _correlation(job)
     yield "Payload version", str(job.version) if job.version != 1 else ""
     yield "Limits", _limits(job)
-    yield (
-        "Counts under",
-        format_html_join(
-            ", ", '<a href="{}">{}</a>', ((limit_address(b.kind, b.key), b.key) for b in binds(job.bound) if b.kind is not Kind.CIRCUIT)
-        ),
-    )
+    keys = [(limit_address(b.kind, b.key), b.key) for b in binds(job.bound) if b.kind is not Kind.CIRCUIT]
+    yield "Counts under", format_html_join(", ", '<a href="{}">{}</a>', keys)
 
 
 def _correlation(job: Job) -> SafeString | str:
