@@ -13,11 +13,11 @@ from jobs import backlog, bulk, control, lanes, lifecycle
 from jobs.backlog import Number
 from jobs.errors import OptionError
 from jobs.explain import explain_queue
-from jobs.models import Job, Leader, Worker
+from jobs.models import Circuit, Job, Leader, Worker
 from jobs.states import State
 from tests.jobs.cli import run
 from tests.platform import attempt, running
-from tests.sample.tasks import add, alone, for_user, misbehave, note, through_gateway, total
+from tests.sample.tasks import add, alone, for_user, misbehave, note, pay, through_gateway, total
 
 pytestmark = pytest.mark.django_db
 
@@ -227,3 +227,17 @@ def test_numbers_are_told_as_exactly_as_they_are_known() -> None:
     assert str(Number(1000) + Number(1)) == "1,001"
     assert str(Number(1000, about=True) + Number(1)) == "about 1,001"
     assert str(Number(1000, about=True) + Number(1, more=True)) == "more than 1,001"
+
+
+def test_a_circuit_that_is_open_is_told_with_its_jobs_and_until_when() -> None:
+    jobs = [pay.delay(f"fails {number}", how="transient") for number in range(3)]
+    lanes.release(100)
+    for job in jobs:
+        attempt(job.id)
+    Job.objects.filter(state=State.RETRYING).update(due_at=lifecycle.database_now() + timedelta(hours=1))
+    pay.delay("waits")
+    lanes.release(100)
+    (part,) = [part for part in explain_queue("default").parts if part.word == "circuit"]
+    assert part.sentence.startswith("The circuit gateway is open until ")
+    assert part.sentence.endswith("1 job waits for it.")
+    assert explain_queue("default").next_at == part.until == Circuit.objects.get().open_until
