@@ -184,5 +184,5 @@ def test_a_list_asks_as_often_for_many_lines_as_for_few(chief: Client) -> None:
     lanes.release(10)
     assert Share.objects.count() > 80
     assert asked() <= few + 2  # some lanes have many jobs, which are counted further
-    assert asked(queue="default") <= of_queue + 2
+    assert asked(queue="default") <= of_queue + 5
     assert Job.objects.count() > 180
