@@ -33,7 +33,7 @@ from jobs.conclusion import Report
 from jobs.conf import current as settings
 from jobs.context import correlated
 from jobs.drafts import Declaration
-from jobs.errors import JobCancelled, LeaseLost, MoveRefused, PayloadError, Replaced, WorkerLost
+from jobs.errors import JobCancelled, LeaseLost, MoveRefused, PayloadError, RateLimited, Replaced, Snooze, WorkerLost
 from jobs.failures import Failure, Kind
 from jobs.lifecycle import NOW, Clock
 from jobs.models import Job
@@ -286,6 +286,8 @@ def _holding(job: Job, act: Callable[[], Any]) -> Any:
 def _failure(error: BaseException, job: Job, says: Declaration) -> tuple[Failure, dict[str, Any]]:
     """What kind of failure an exception is, Celery's own ones included, and what else it changes."""
     if isinstance(error, Retry):
+        if isinstance(error.exc, Snooze | RateLimited | JobCancelled | LeaseLost):
+            return says.retry_policy.classify(error.exc), {}  # Celery's autoretry_for takes it for an error
         return _asked(error, job, says)
     if isinstance(error, Reject):
         return Failure(Kind.PERMANENT, f"rejected: {getattr(error, 'reason', None) or 'by the task'}"), {}

@@ -14,7 +14,7 @@ from jobs import checkpoints, circuits, declared, drafts, lifecycle, limits, pay
 from jobs.conf import current as settings
 from jobs.failures import Failure, Kind, hung
 from jobs.lifecycle import Clock, Plus
-from jobs.models import Job
+from jobs.models import Attempt, Job
 from jobs.retry import Bounds, Decision, History
 from jobs.signals import job_failed
 from jobs.states import State, lowered
@@ -55,6 +55,8 @@ def conclude(job: Job, failure: Failure, report: Report, **changes: Any) -> tupl
     Raises ``MoveRefused`` when the attempt is no longer the one that holds the job.
     """
     decision = decide(job, failure)
+    if failure.kind is Kind.SNOOZED and decision.target is not State.FAILED:
+        report = Report()  # nothing went wrong
     with transaction.atomic(using=lifecycle.alias()):
         moved = _move(job, failure, decision, report, {**changes, **_lower(job, failure, decision)})
         lifecycle.record_attempt(
@@ -83,11 +85,18 @@ def decide(job: Job, failure: Failure) -> Decision:
     says, limits = declaration(job), settings()
     age = lifecycle.database_now() - job.created_at
     history = History(
-        attempt=job.attempt, allowed=job.max_attempts, snoozes=job.snoozes, age=age,
+        attempt=job.attempt, allowed=job.max_attempts, snoozes=job.snoozes, age=age, asked=_asked(job, says, failure),
         losses=job.losses + (failure.kind is Kind.LOST), idempotent=says.idempotent,
     )  # fmt: skip
     bounds = Bounds(int(limits.MAX_LOSSES), int(limits.MAX_SNOOZES), timedelta(seconds=limits.MAX_AGE))
     return says.retry_policy.decide(failure, history, bounds, random.random())
+
+
+def _asked(job: Job, says: drafts.Declaration, failure: Failure) -> int:
+    """How often the body has snoozed before, where its task bounds that."""
+    if failure.kind is not Kind.SNOOZED or says.retry_policy.max_snoozes is None:
+        return 0
+    return Attempt.objects.using(lifecycle.alias()).filter(job_id=job.pk, outcome=Kind.SNOOZED.value).count()
 
 
 def _move(job: Job, failure: Failure, decision: Decision, report: Report, changes: dict[str, Any]) -> Job:

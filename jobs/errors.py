@@ -97,6 +97,9 @@ class Snooze(Exception):
         self.delay = timedelta(seconds=seconds)
         self.reason = reason
 
+    def __reduce__(self) -> tuple[type[Snooze], tuple[timedelta, str]]:
+        return type(self), (self.delay, self.reason)  # Celery's Retry replaces what cannot be pickled
+
 
 class JobCancelled(Exception):
     """Raised inside a body whose job was cancelled."""

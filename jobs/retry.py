@@ -23,6 +23,7 @@ class History:
     allowed: int
     losses: int = 0
     snoozes: int = 0
+    asked: int = 0
     age: timedelta = timedelta(0)
     idempotent: bool = False
 
@@ -57,7 +58,8 @@ class RetryPolicy:
     ``base`` and ``cap`` are seconds: the longest wait before attempt n + 1 is ``base * 2 ** (n - 1)``,
     at most ``cap``; the actual wait is drawn evenly below it ("full jitter", Marc Brooker,
     "Exponential Backoff and Jitter", AWS Architecture Blog, 2015). The four tuples of exception
-    classes come before the defaults.
+    classes come before the defaults. A body may snooze ``max_snoozes`` times, and not when its job is older than
+    ``snooze_for`` (seconds, or a ``timedelta``); then it has failed.
     """
 
     max_attempts: int | None = None
@@ -67,12 +69,18 @@ class RetryPolicy:
     permanent: Errors = ()
     ambiguous: Errors = ()
     rate_limited: Errors = ()
+    max_snoozes: int | None = None
+    snooze_for: float | timedelta | None = None
 
     def __post_init__(self) -> None:
         if self.max_attempts is not None and not 1 <= self.max_attempts <= HIGHEST_ATTEMPTS:
             raise DeclarationError(f"max_attempts must be between 1 and {HIGHEST_ATTEMPTS}, not {self.max_attempts!r}.")
         if not 0 <= self.base <= self.cap:
             raise DeclarationError(f"base ({self.base!r} s) must be between 0 and cap ({self.cap!r} s).")
+        if self.max_snoozes is not None and not 0 <= self.max_snoozes <= HIGHEST_ATTEMPTS:
+            raise DeclarationError(f"max_snoozes must be between 0 and {HIGHEST_ATTEMPTS}, not {self.max_snoozes!r}.")
+        if self.snooze_for is not None and not _seconds(self.snooze_for) > 0:
+            raise DeclarationError(f"snooze_for must be longer than nothing, not {self.snooze_for!r}.")
         for name in ("transient", "permanent", "ambiguous", "rate_limited"):
             _check_classes(name, getattr(self, name))
 
@@ -150,12 +158,26 @@ class RetryPolicy:
     def _later(self, failure: Failure, history: History, bounds: Bounds, target: State, jitter: float) -> Decision:
         if history.snoozes >= bounds.snoozes or history.age > bounds.age:
             return Decision(State.FAILED, f"exhausted: {failure.kind.value} {history.snoozes} times")
+        if failure.kind is Kind.SNOOZED and (over := self._snoozed_enough(history)):
+            return Decision(State.FAILED, f"exhausted: {over}")
         backoff = self.backoff(history.snoozes + 1)
         # A little jitter on top of what was asked for, so that those told the same time do not come back as one.
         waits = failure.delay + min(backoff, timedelta(seconds=1)) * jitter if failure.delay else backoff * jitter
         if failure.kind is not Kind.RATE_LIMITED:
             waits = failure.delay or timedelta(0)
         return Decision(target, failure.reason, waits, consumed=False)
+
+    def _snoozed_enough(self, history: History) -> str:
+        """Why a body may not snooze once more; empty where it may.
+
+        >>> RetryPolicy(max_snoozes=3)._snoozed_enough(History(attempt=4, allowed=13, asked=3))
+        'snoozed 3 times'
+        """
+        if self.max_snoozes is not None and history.asked >= self.max_snoozes:
+            return f"snoozed {history.asked} times"
+        if self.snooze_for is not None and history.age.total_seconds() > _seconds(self.snooze_for):
+            return f"it may snooze for {_seconds(self.snooze_for):g} s"
+        return ""
 
     def _after_loss(self, failure: Failure, history: History, bounds: Bounds, jitter: float) -> Decision:
         if history.losses >= bounds.losses:
@@ -172,6 +194,10 @@ class RetryPolicy:
         Half of the wait is certain: what takes a process down each time must not do so in a row.
         """
         return max(SUSPECT, self.backoff(losses)) * (0.5 + jitter / 2) if losses > 1 else timedelta(0)
+
+
+def _seconds(length: float | timedelta) -> float:
+    return length.total_seconds() if isinstance(length, timedelta) else float(length)
 
 
 def _check_classes(name: str, classes: Any) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, ParamSpec, TypeVar
 from uuid import NAMESPACE_OID, UUID, uuid5
 
 from celery.canvas import Signature
@@ -18,7 +18,7 @@ from celery.exceptions import Ignore, ImproperlyConfigured, Retry
 from celery.result import GroupResult
 
 from jobs import payload
-from jobs.errors import Replaced
+from jobs.errors import Replaced, Snooze
 from jobs.payload import Payload
 
 if TYPE_CHECKING:
@@ -96,6 +96,10 @@ class Tracked(DjangoTask[..., Any]):
         if throw:
             raise signal
         return signal
+
+    def snooze(self, delay: float | timedelta, reason: str = "snoozed") -> NoReturn:
+        """Put the job back for later (seconds, or a ``timedelta``), without using an attempt: raises ``Snooze``."""
+        raise Snooze(delay, reason)
 
     def replace(self, sig: Signature) -> Any:
         """Hand over to another signature: this job settles as that one does."""

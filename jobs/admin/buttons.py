@@ -22,10 +22,20 @@ MOST_AT_ONCE = 1000
 
 
 @dataclass(frozen=True, slots=True)
+class Question:
+    """What a verb asks beside the reason: ``understood`` makes a value of the text, or raises ``ValueError``."""
+
+    label: str
+    help: str
+    understood: Callable[[str], Any]
+
+
+@dataclass(frozen=True, slots=True)
 class Verb:
     """One thing that an operator may do to a row.
 
-    ``perform`` takes the row's id, the user's name and the reason; ``possible`` tells whether a row allows it.
+    ``perform`` takes the row's id, the user's name and the reason, and the answer to ``asks`` where there is one;
+    ``possible`` tells whether a row allows it.
     """
 
     name: str
@@ -34,10 +44,11 @@ class Verb:
     question: str
     effect: str
     done: str
-    perform: Callable[[Any, str, str], object]
+    perform: Callable[..., object]
     possible: Callable[[Any], bool]
     needs_reason: bool = False
     dangerous: bool = False
+    asks: Question | None = None
 
 
 class ActingAdmin(ReadOnlyAdmin):
@@ -71,7 +82,11 @@ class ActingAdmin(ReadOnlyAdmin):
         reason = request.POST.get("reason", "").strip()
         if "confirmed" not in request.POST or (verb.needs_reason and not reason):
             return self.ask(request, verb, ids, missing_reason="confirmed" in request.POST)
-        last = self.perform(request, verb, ids, reason)
+        try:
+            answers = [verb.asks.understood(request.POST.get("answer", ""))] if verb.asks else []
+        except ValueError as error:
+            return self.ask(request, verb, ids, misunderstood=str(error))
+        last = self.perform(request, verb, ids, reason, *answers)
         to_page = len(ids) == 1 and self.page_template
         return HttpResponseRedirect(self.row_address(last or ids[0]) if to_page else self.list_address())
 
@@ -81,8 +96,9 @@ class ActingAdmin(ReadOnlyAdmin):
         return format_html(html, self.list_address(), verb.name, row.pk, verb.label)
 
     def ask(
-        self, request: HttpRequest, verb: Verb, ids: Sequence[str], *, missing_reason: bool = False
-    ) -> HttpResponse:
+        self, request: HttpRequest, verb: Verb, ids: Sequence[str], *, missing_reason: bool = False,
+        misunderstood: str = "",
+    ) -> HttpResponse:  # fmt: skip
         """The page that asks for confirmation, and for the reason."""
         try:
             rows = list(self.get_queryset(request).filter(pk__in=ids[:20]))
@@ -90,17 +106,19 @@ class ActingAdmin(ReadOnlyAdmin):
             raise PermissionDenied from None
         context = {
             "title": verb.question, "verb": verb, "ids": " ".join(ids), "rows": rows, "missing_reason": missing_reason,
-            "number": len(ids), "more": len(ids) - len(rows), "act_address": f"{self.list_address()}act/",
+            "misunderstood": misunderstood, "answer": request.POST.get("answer", ""),
+            "reason": request.POST.get("reason", ""), "number": len(ids),
+            "more": len(ids) - len(rows), "act_address": f"{self.list_address()}act/",
         }  # fmt: skip
         return self.rendered(request, "jobs/confirm.html", context)
 
-    def perform(self, request: HttpRequest, verb: Verb, ids: Sequence[str], reason: str) -> Any:
+    def perform(self, request: HttpRequest, verb: Verb, ids: Sequence[str], reason: str, *answers: Any) -> Any:
         """Do it to each row, say how it went, and return what the last one became."""
         refusals: Counter[str] = Counter()
         last: Any = None
         for row_id in ids:
             try:
-                last = verb.perform(self.opts.pk.to_python(row_id), request.user.get_username(), reason)
+                last = verb.perform(self.opts.pk.to_python(row_id), request.user.get_username(), reason, *answers)
             except (JobsError, ValidationError) as refusal:
                 refusals[_sentence(refusal)] += 1
         self._tell(request, verb, len(ids) - refusals.total(), refusals)

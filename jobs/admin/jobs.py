@@ -14,14 +14,15 @@ from django.utils.html import format_html, format_html_join
 from django.utils.http import urlencode
 from django.utils.safestring import SafeString
 
-from jobs import control, views
+from jobs import bursts, control, views
 from jobs.admin import job_page, search
 from jobs.admin.base import Rows
-from jobs.admin.buttons import ActingAdmin, Verb
+from jobs.admin.buttons import ActingAdmin, Question, Verb
 from jobs.admin.filters import ByAge, ByCorrelation, ByPriority, ByQueue, ByState, ByTask, linked
 from jobs.admin.health import warnings
 from jobs.admin.wording import badge, lasting, ran, short_id, short_task, waited, when
 from jobs.horizon import Course, course, of_state
+from jobs.management import ages
 from jobs.models import Job
 from jobs.states import FINAL, MOVES, Priority, State
 
@@ -42,7 +43,12 @@ def cancellable(job: Job) -> bool:
 
 def hastenable(job: Job) -> bool:
     """Whether a job waits, so that it can be made due."""
-    return job.waiting and job.due_at is not None
+    return job.waiting and (job.due_at is not None or bursts.gathers(job))
+
+
+def snoozable(job: Job) -> bool:
+    """Whether a job has a time, and has not started."""
+    return (job.waiting or job.state == State.RESERVED) and job.due_at is not None
 
 
 RETRY = Verb(
@@ -50,6 +56,12 @@ RETRY = Verb(
     effect="A waiting job becomes due at once, ahead of its delay. Limits and pauses still hold.",
     done="will run now", perform=lambda job_id, by, reason: control.retry(job_id, by=by, reason=reason),
     possible=hastenable,
+)  # fmt: skip
+SNOOZE = Verb(
+    name="snooze", label="Snooze", permission="jobs.retry_job", question="Snooze?",
+    effect="A job that has not started is put off. It uses no attempt.", done="put off",
+    perform=lambda job_id, by, reason, length: control.snooze(job_id, length, by=by, reason=reason),
+    possible=snoozable, asks=Question("For how long", "From now: 30m, 2h, 1d12h.", ages.age),
 )  # fmt: skip
 CANCEL = Verb(
     name="cancel", label="Cancel", permission="jobs.cancel_job", question="Cancel?",
@@ -102,7 +114,7 @@ class JobAdmin(ActingAdmin):
     ordering = ("-created_at", "-id")
     search_fields = ("id",)
     search_help_text = "An id or its end, a key, a correlation id, or the beginning of a task's name."
-    verbs = (RETRY, CANCEL)
+    verbs = (RETRY, SNOOZE, CANCEL)
     page_template = "jobs/job.html"
     empty_template = "jobs/no_jobs.html"
 

@@ -150,6 +150,40 @@ class Retry(OnJobs):
         return f"{job.pk} {job.task.rsplit('.', 1)[-1]}: due now"
 
 
+class Snooze(OnJobs):
+    """Put jobs off."""
+
+    name = "snooze"
+    help = "put jobs that have not started off until later"
+    about = (
+        "Put jobs off that wait, or that no worker has started: for a while from now, or until a time. No attempt\n"
+        "is used. A job that runs is not put off: its body may raise Snooze."
+    )
+    examples = (
+        f'jobs snooze {AN_ID} --for 2h --reason "the bank is closed"',
+        "jobs snooze --task ChargeOrder --at 2030-01-31T12:00",
+    )
+    states = WAITING | {State.RESERVED}
+    past = "snoozed"
+
+    @classmethod
+    def arguments(cls, parser: ArgumentParser) -> None:
+        """Ids or filters, and how long."""
+        super().arguments(parser)
+        when = parser.add_mutually_exclusive_group(required=True)
+        when.add_argument("--for", dest="length", type=arguments.age, metavar="AGE", help="how long: 30m, 2h, 1d12h")
+        when.add_argument("--at", type=arguments.moment, metavar="TIME", help="until when: 2030-01-31T12:00")
+
+    def act(self, job_id: UUID) -> Job:
+        """Put one off."""
+        until = self.given["length"] or self.given["at"]
+        return control.snooze(job_id, until, by=self.by, reason=self.given["reason"])
+
+    def sentence(self, job: Job) -> str:
+        """Until when."""
+        return f"{job.pk} {job.task.rsplit('.', 1)[-1]}: due at {job.due_at:%Y-%m-%d %H:%M:%S %Z}".rstrip()
+
+
 class Prune(Verb):
     """Let finished jobs go."""
 

@@ -246,3 +246,32 @@ def test_what_is_not_paused_cannot_be_resumed() -> None:
     pause("--queue", "mail")
     answer = run("jobs", "resume", "--queue", "payments")
     assert (answer.code, answer.err) == (2, "The queue payments is not paused. Paused: queue mail.\n")
+
+
+# --- Snooze -----------------------------------------------------------------------------------------
+
+
+def test_jobs_are_put_off_for_a_while() -> None:
+    waiting = job("retrying")
+    answer = run("jobs", "snooze", waiting.pk, "--for", "2h", "--reason", "closed")
+    waiting.refresh_from_db()
+    assert answer.code == 0
+    assert waiting.due_at > timezone.now() + timedelta(minutes=110)
+    assert "due at" in answer.out
+
+
+def test_jobs_are_put_off_until_a_time() -> None:
+    waiting = job("retrying", queue="mail")
+    assert run("jobs", "snooze", "--queue", "mail", "--at", "2040-01-31T12:00", "--json").json["snoozed"]
+    waiting.refresh_from_db()
+    assert waiting.due_at.year == 2040
+
+
+@pytest.mark.parametrize("how", [(), ("--for", "2h", "--at", "2040-01-31"), ("--for", "soon")])
+def test_how_long_is_to_be_said_once(how: tuple[str, ...]) -> None:
+    assert "--for" in run("jobs", "snooze", job("retrying").pk, *how).err
+
+
+def test_a_job_that_has_ended_is_not_put_off() -> None:
+    answer = run("jobs", "snooze", job("completed").pk, "--for", "2h")
+    assert (answer.code, "only a job that waits can be snoozed" in answer.err) == (1, True)

@@ -774,3 +774,38 @@ def soon_sparing(customer: int, what: str = "") -> str:
 @task(key="told:{about}", key_scope=Sliding(timedelta(minutes=10)), base=IdempotentTask)
 def tell_once(about: str) -> None:
     """Not again before it has been quiet for ten minutes."""
+
+
+@task(bind=True, limits=[Concurrency("{task}", 1)])
+def sleepy(self: Any, name: str, times: int = 1, seconds: float = 30) -> str:
+    """Snoozes so often, then ends."""
+    snoozed = self.request.retries
+    witness(f"{name} {snoozed}")
+    if snoozed < times:
+        self.snooze(seconds, "not yet")
+    return f"{name} after {snoozed}"
+
+
+@task(bind=True, retry_policy=RetryPolicy(max_attempts=1, max_snoozes=2), key="drowsy")
+def drowsy(self: Any) -> None:
+    """Snoozes too often for its policy."""
+    self.snooze(1)
+
+
+@task(retry_policy=RetryPolicy(snooze_for=3600))
+def old_sleeper() -> None:
+    """Snoozes until it is too old for that."""
+    raise Snooze(1)
+
+
+@shared_task(autoretry_for=(Exception,), max_retries=1)
+def auto(how: str, attempts: int = 0) -> None:
+    """Celery tries it again whatever it raises."""
+    _MENU[how]()
+
+
+@task(base=TransactionalTask, bind=True)
+def writes_and_snoozes(self: Any) -> None:
+    """What it wrote is rolled back."""
+    Group.objects.create(name="asleep")
+    self.snooze(5)

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from django.apps import apps
 
-from jobs.management.acting import Cancel, PauseVerb, Prune, Recount, RequeueStuck, ResetBreaker, Resume, Retry
+from jobs.management.acting import (
+    Cancel,
+    PauseVerb,
+    Prune,
+    Recount,
+    RequeueStuck,
+    ResetBreaker,
+    Resume,
+    Retry,
+    Snooze,
+)  # fmt: skip
 from jobs.management.enqueuing import Enqueue
 from jobs.management.looking import Breakers, Explain, List, Show, Stats
 from jobs.management.verbs import Verb, VerbCommand
@@ -21,7 +31,7 @@ class Command(VerbCommand):
 
     help = "Look at jobs and act on them. Each verb explains itself: manage.py jobs VERB --help."
     looking = (List, Show, Explain, Stats, Breakers)
-    acting = (Cancel, Retry, Prune, Recount, RequeueStuck, PauseVerb, Resume, ResetBreaker, Enqueue)
+    acting = (Cancel, Retry, Snooze, Prune, Recount, RequeueStuck, PauseVerb, Resume, ResetBreaker, Enqueue)
     verbs = (*looking, *acting, *SCHEDULES)
     examples = (
         "jobs stats",

@@ -1,5 +1,6 @@
 """Buttons: asked first, allowed by permission, done by the verb, refused in a sentence."""
 
+from datetime import timedelta
 from typing import Any
 from uuid import uuid4
 
@@ -153,3 +154,31 @@ def test_pausing_needs_its_permission(visitor: Visitor) -> None:
     client = visitor("jobs.view_pause")
     assert client.post(reverse("admin:jobs_pause_pause"), {"what": "queue:mail", "reason": "x"}).status_code == 403
     assert "Pause a queue or a task" not in client.get(reverse("admin:jobs_pause_changelist")).content.decode()
+
+
+# --- Snooze -----------------------------------------------------------------------------------------
+
+
+def test_a_waiting_job_is_put_off_for_as_long_as_was_said(chief: Client) -> None:
+    job = rows.job("retrying")
+    answer = act(chief, "snooze", job, answer="2h", reason="the bank is closed")
+    job.refresh_from_db()
+    assert job.due_at is not None
+    assert timedelta(minutes=110) < job.due_at - timezone.now() < timedelta(minutes=121)
+    assert job.reason == "snoozed by admin: the bank is closed"
+    assert said(answer) == ["1 job put off."]
+
+
+@pytest.mark.parametrize("answer", ["", "soon"])
+def test_a_length_that_is_not_understood_is_asked_for_again(chief: Client, answer: str) -> None:
+    job = rows.job("retrying")
+    before = job.due_at
+    page = act(chief, "snooze", job, answer=answer, reason="kept reason").content.decode()
+    assert "is not an age. Write 90s, 30m" in page
+    assert "kept reason" in page
+    job.refresh_from_db()
+    assert job.due_at == before
+
+
+def test_the_length_is_asked_for_before(chief: Client) -> None:
+    assert "For how long" in choose(chief, "snooze", rows.job("retrying")).content.decode()
