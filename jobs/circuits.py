@@ -14,6 +14,7 @@ from typing import Any
 from uuid import UUID
 
 from django.db import Error, transaction
+from django.db.models import Count, F
 
 from jobs import breaker, lifecycle, limits, outage
 from jobs.breaker import Breaker, Passage, Phase, Standing
@@ -25,7 +26,9 @@ from jobs.states import State
 logger = logging.getLogger("jobs.circuits")
 
 PARKED = "its circuit is open"
+MOST = 10_000  # circuits that are listed
 TAKEN_BACK = 10_000  # jobs that are taken back from the broker at once
+WOKEN = 100  # circuits whose jobs one release looks at again
 KEPT = timedelta(days=7)  # for which a closed circuit is remembered after its last change
 
 _FIELDS = ("failed_at", "opened_at", "open_until", "openings", "probes", "succeeded")
@@ -55,13 +58,16 @@ def phase(row: Circuit, now: datetime | None = None) -> Phase:
 def passages(keys: Sequence[str], now: datetime) -> dict[str, Passage]:
     """What these circuits let through."""
     rows = {row.key: row for row in _rows().filter(key__in=keys, open_until__isnull=False)}
-    flying = {key: Slot.objects.using(lifecycle.alias()).filter(key=slot(key, probe=True)).count() for key in rows}
-    return {key: breaker.passage(standing(rows[key]), now, flying[key]) if key in rows else Passage() for key in keys}
+    probes = Slot.objects.using(lifecycle.alias()).filter(key__in=[slot(key, probe=True) for key in rows])
+    flying = dict(probes.order_by().values_list("key").annotate(Count("pk"))) if rows else {}
+    return {key: Passage() for key in keys} | {
+        key: breaker.passage(standing(row), now, flying.get(slot(key, probe=True), 0)) for key, row in rows.items()
+    }
 
 
 def all_circuits() -> list[Circuit]:
     """The circuits of which something is known: those that are open first."""
-    return sorted(_rows().order_by("key"), key=lambda row: row.open_until is None)
+    return list(_rows().order_by(F("open_until").desc(nulls_last=True), "key")[:MOST])
 
 
 # --- What becomes of an attempt ------------------------------------------------------------------------
@@ -161,8 +167,9 @@ def _waiting(job_id: UUID) -> list[tuple[str, bool]]:
     known = dict(_slots(job_id))
     if not known:
         return []
-    rows = _rows().filter(key__in=known).order_by("key")
-    return [(row.key, known[row.key]) for row in rows if _hears_of_success(row, probe=known[row.key])]
+    rows = _rows().filter(key__in=known)
+    # In the order in which failures lock them, whatever the database takes for the order of texts.
+    return sorted((row.key, known[row.key]) for row in rows if _hears_of_success(row, probe=known[row.key]))
 
 
 def _hears_of_success(row: Circuit, *, probe: bool) -> bool:
@@ -193,7 +200,7 @@ def reset(key: str) -> Circuit | None:
 
 def to_wake(now: datetime) -> list[tuple[str, int | None]]:
     """The circuits whose jobs are to be looked at again, and how many may go; None for all."""
-    rows = _rows().filter(wake_at__lte=now)
+    rows = _rows().filter(wake_at__lte=now).order_by("wake_at")[:WOKEN]
     return [(row.key, None if row.open_until is None else row.probes) for row in rows]
 
 

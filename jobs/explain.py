@@ -89,6 +89,8 @@ def _of_waiting(job: Job) -> list[Part]:
     if not later and job.lane and job.waiting:
         parts += _of_limits(job, now)
         parts += _of_order(job)
+    elif job.lane and job.waiting:
+        parts += _of_circuits(job, now)
     if job.state == State.RESERVED:
         parts += _of_sent(job, now)
     if not (later and job.due_at is None):
@@ -140,12 +142,17 @@ def _of_pauses(job: Job) -> list[Part]:
 
 def _of_limits(job: Job, now: datetime) -> list[Part]:
     """Each key of the job that has nothing left."""
-    held = [bind for bind in binds(job.bound) if bind.kind is Kind.CIRCUIT]
     full = [gauge for gauge in gauges.of(binds(job.bound)) if gauge.full]
     return [
-        *(part for bind in held for part in reasons.circuit(bind.key, now)),
+        *_of_circuits(job, now),
         *(reasons.no_token(gauge) if gauge.bind.kind is Kind.TOKENS else reasons.full(gauge) for gauge in full),
     ]
+
+
+def _of_circuits(job: Job, now: datetime) -> list[Part]:
+    """Those that are not closed, also for a job that waits for something else too: its next attempt, say."""
+    held = [bind for bind in binds(job.bound) if bind.kind is Kind.CIRCUIT]
+    return [part for bind in held for part in reasons.circuit(bind.key, now)]
 
 
 def _of_order(job: Job) -> list[Part]:

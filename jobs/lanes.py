@@ -73,7 +73,8 @@ def changes(ahead: float) -> tuple[bool, bool, bool, bool]:
     now, soon = lifecycle.clock_sql(), lifecycle.clock_sql(timedelta(seconds=ahead))
     by_time = (
         "EXISTS(SELECT 1 FROM jobs_share WHERE NOT is_open AND open_at <= {0}) "
-        "OR EXISTS(SELECT 1 FROM jobs_bucket WHERE wake_at <= {0})"
+        "OR EXISTS(SELECT 1 FROM jobs_bucket WHERE wake_at <= {0}) "
+        "OR EXISTS(SELECT 1 FROM jobs_circuit WHERE wake_at <= {0})"
     )
     row = _one(
         "SELECT EXISTS(SELECT 1 FROM jobs_arrival) OR EXISTS(SELECT 1 FROM jobs_slot "

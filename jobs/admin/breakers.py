@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from django.contrib import admin
+from django.db.models import BooleanField, ExpressionWrapper, F, Q, QuerySet
+from django.db.models.functions import Now
 from django.http import HttpRequest
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
-from jobs import circuits, control
+from jobs import control
 from jobs.admin.buttons import ActingAdmin, Verb
 from jobs.admin.wording import job_address, label, short_task, when
 from jobs.breaker import Phase
@@ -35,13 +39,19 @@ RESET = Verb(
 )  # fmt: skip
 
 
+def _phase(row: Any) -> Phase:
+    if row.open_until is None:
+        return Phase.CLOSED
+    return Phase.OPEN if row.is_open else Phase.HALF_OPEN
+
+
 @admin.register(Circuit)
 class CircuitAdmin(ActingAdmin):
     """The circuits of which something is known."""
 
     list_display = ("key", "circuit", "until", "failures", "opened", "last", "end")
     list_display_links = None
-    ordering = ("-open_until", "key")
+    ordering = (F("open_until").desc(nulls_last=True), "key")
     search_fields = ("key",)
     verbs = (RESET,)
     empty_template = "jobs/no_breakers.html"
@@ -50,16 +60,22 @@ class CircuitAdmin(ActingAdmin):
         """The columns; the button only for those who may press it."""
         return tuple(name for name in self.list_display if name != "end" or request.user.has_perm(PERMISSION))
 
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Circuit]:
+        """The rows, each with whether it is open by the database's clock."""
+        is_open = ExpressionWrapper(Q(open_until__gt=Now()), output_field=BooleanField())
+        rows: QuerySet[Circuit] = super().get_queryset(request)
+        return rows.annotate(is_open=is_open)
+
     @admin.display(description="circuit")
     def circuit(self, row: Circuit) -> SafeString:
         """Closed, open or half-open."""
-        phase = circuits.phase(row)
+        phase = _phase(row)
         return label(phase.value, TONES[phase], MEANINGS[phase])
 
     @admin.display(description="until")
     def until(self, row: Circuit) -> SafeString | str:
         """When the first probe may go."""
-        return when(row.open_until) if circuits.phase(row) is Phase.OPEN else ""
+        return when(row.open_until) if _phase(row) is Phase.OPEN else ""
 
     @admin.display(description="failures")
     def failures(self, row: Circuit) -> str:

@@ -1,22 +1,25 @@
 """Circuit breakers on the database: what is parked, what is let through, and that no attempt is lost by it."""
 
 import json
+import threading
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 from django.contrib.auth.models import Group
-from django.db import connection, connections
+from django.db import connection, connections, transaction
 from django.db.models import F
 
 from dlq import replay
 from dlq.models import DeadLetter
 from jobs import bulk, circuits, control, handover, lanes, lifecycle, rescue
-from jobs.breaker import Phase
-from jobs.errors import Refused
+from jobs.breaker import Breaker, Phase
+from jobs.errors import PermanentError, Refused
 from jobs.explain import explain
+from jobs.failures import Failure, Kind
+from jobs.messages import HEADER
 from jobs.models import Act, Attempt, Circuit, Job, Lane, Share, Slot, Worker
 from jobs.states import Priority, State
 from tests.jobs.cli import run
@@ -271,6 +274,22 @@ def test_a_job_that_comes_while_it_is_half_open_waits_for_the_probe() -> None:
     assert released() == ["new"]
 
 
+def test_a_probe_of_the_time_before_decides_nothing() -> None:
+    for number in range(2):
+        Book.delay(f"bad {number}", "unclassified")
+    drain()
+    passed(61)
+    slow, bad = Book.delay("slow"), Book.delay("bad", "unclassified")
+    assert len(lanes.release(10)) == 2
+    running(slow.id)
+    attempt(bad.id)
+    assert phase(Book.name) is Phase.OPEN
+    passed(121)
+    circuits.note_success(UUID(str(slow.id)))
+    circuit = Circuit.objects.get(key=Book.name)
+    assert (phase(Book.name), circuit.succeeded) == (Phase.HALF_OPEN, 0)
+
+
 def test_what_runs_since_before_it_opened_decides_nothing() -> None:
     slow = pay.delay("slow")
     lanes.release(10)
@@ -343,6 +362,15 @@ def test_a_claim_ahead_of_its_turn_is_never_made_for_a_task_with_breakers() -> N
     assert grouped._guarded(pay.name)
     assert not grouped._guarded(note.name)
     assert not grouped._guarded("of.nobody")
+    asked = [Request(task.name, str(uuid4())) for task in (pay, note)]
+    assert set(grouped.Grouped()._claimable(asked)) == {asked[1].id}
+
+
+class Request:
+    """A request of a worker that waits for its turn."""
+
+    def __init__(self, task: str, job_id: str) -> None:
+        self.id, self.request_dict = job_id, {"task": task, HEADER: {"job": job_id}}
 
 
 def test_jobs_of_a_bulk_are_bound_too() -> None:
@@ -362,6 +390,9 @@ def test_why_it_waits_is_explained() -> None:
     assert part.until == Circuit.objects.get().open_until
     assert part.sentence.startswith("The circuit gateway is open until ")
     assert "by 3 failures, last TransientError." in part.sentence
+    Job.objects.filter(pk=job.id).update(due_at=F("due_at") + timedelta(hours=1))
+    assert [part.word for part in explain(job.id).parts][:2] == ["scheduled", "circuit"]
+    Job.objects.filter(pk=job.id).update(due_at=F("due_at") - timedelta(hours=1))
     passed(301)
     lanes.release(10)
     second = pay.delay("second")
@@ -434,6 +465,29 @@ def test_an_outcome_is_recorded_though_somebody_keeps_the_circuit_locked(monkeyp
         other.close()
     assert fresh(job).state == State.RETRYING
     assert len(Circuit.objects.get().failed_at) == 1
+
+
+@pytest.mark.django_db(transaction=True)
+def test_failures_of_one_moment_are_all_counted() -> None:
+    if connection.vendor != "postgresql":
+        pytest.skip("SQLite has one writer")
+    jobs = [picky.delay("permanent") for _ in range(6)]
+    declared = Breaker("nobody", failures=100, on=(PermanentError,))
+    ready = threading.Barrier(len(jobs))
+
+    def fail(job_id: str) -> None:
+        job = Job.objects.get(pk=job_id)
+        ready.wait()
+        with transaction.atomic():
+            circuits.note_failure(job, [declared], Failure(Kind.PERMANENT, ""), PermanentError())
+        connection.close()
+
+    threads = [threading.Thread(target=fail, args=(job.id,)) for job in jobs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(Circuit.objects.get().failed_at) == len(jobs)
 
 
 # --- A lower priority on retry ----------------------------------------------------------------------
