@@ -153,36 +153,36 @@ class Standing:
         return Phase.OPEN if now < self.open_until else Phase.HALF_OPEN
 
 
-def failed(state: Standing, breaker: Breaker, now: datetime, *, probe: bool) -> Standing:
+def failed(standing: Standing, breaker: Breaker, now: datetime, *, probe: bool) -> Standing:
     """The circuit after a failure that counts. What began before it opened says nothing new."""
-    phase = state.phase(now)
+    phase = standing.phase(now)
     if phase is Phase.HALF_OPEN and probe:
-        return _opened(state, breaker, now)
+        return _opened(standing, breaker, now)
     if phase is not Phase.CLOSED:
-        return state
-    recent = [at for at in state.failed_at if breaker.within is None or at > now.timestamp() - breaker.within]
-    state = replace(state, failed_at=(*recent, now.timestamp())[-breaker.failures :])
-    return _opened(state, breaker, now) if len(state.failed_at) >= breaker.failures else state
+        return standing
+    recent = [at for at in standing.failed_at if breaker.within is None or at > now.timestamp() - breaker.within]
+    standing = replace(standing, failed_at=(*recent, now.timestamp())[-breaker.failures :])
+    return _opened(standing, breaker, now) if len(standing.failed_at) >= breaker.failures else standing
 
 
-def _opened(state: Standing, breaker: Breaker, now: datetime) -> Standing:
-    openings = state.openings + 1
+def _opened(standing: Standing, breaker: Breaker, now: datetime) -> Standing:
+    openings = standing.openings + 1
     return replace(
-        state, opened_at=now, open_until=now + breaker.parked(openings), openings=openings, probes=breaker.probes,
+        standing, opened_at=now, open_until=now + breaker.parked(openings), openings=openings, probes=breaker.probes,
         succeeded=0,
     )  # fmt: skip
 
 
-def completed(state: Standing, now: datetime, *, in_a_row: bool, probe: bool) -> Standing:
+def completed(standing: Standing, now: datetime, *, in_a_row: bool, probe: bool) -> Standing:
     """The circuit after a job of it has completed."""
-    match state.phase(now):
-        case Phase.CLOSED if in_a_row and state.failed_at:
-            return replace(state, failed_at=())
-        case Phase.HALF_OPEN if probe and state.succeeded + 1 >= state.probes:
+    match standing.phase(now):
+        case Phase.CLOSED if in_a_row and standing.failed_at:
+            return replace(standing, failed_at=())
+        case Phase.HALF_OPEN if probe and standing.succeeded + 1 >= standing.probes:
             return Standing()
         case Phase.HALF_OPEN if probe:
-            return replace(state, succeeded=state.succeeded + 1)
-    return state
+            return replace(standing, succeeded=standing.succeeded + 1)
+    return standing
 
 
 @dataclass(slots=True)
@@ -198,11 +198,11 @@ class Passage:
         return not math.isinf(self.left)
 
 
-def passage(state: Standing, now: datetime, flying: int) -> Passage:
+def passage(standing: Standing, now: datetime, flying: int) -> Passage:
     """What a circuit lets through, of which so many probes have not come back."""
-    match state.phase(now):
+    match standing.phase(now):
         case Phase.OPEN:
-            return Passage(state.open_until, 0)
+            return Passage(standing.open_until, 0)
         case Phase.HALF_OPEN:
-            return Passage(None, max(0, state.probes - state.succeeded - flying))
+            return Passage(None, max(0, standing.probes - standing.succeeded - flying))
     return Passage()

@@ -298,6 +298,8 @@ def test_what_runs_since_before_it_opened_decides_nothing() -> None:
     passed(301)
     circuits.note_success(claimed.pk)
     assert phase() is Phase.HALF_OPEN
+    circuits.note_failure(fresh(slow), pay.breakers, Failure(Kind.TRANSIENT, ""), OSError())
+    assert phase() is Phase.HALF_OPEN
 
 
 def test_the_first_probe_that_is_due_goes_though_others_are_before_it_in_line() -> None:
@@ -441,7 +443,7 @@ def test_circuits_that_have_been_closed_for_long_are_forgotten() -> None:
 
 def test_an_open_circuit_is_never_forgotten() -> None:
     failing(3)
-    Circuit.objects.update(changed_at=F("changed_at") - timedelta(days=8))
+    Circuit.objects.update(changed_at=F("changed_at") - timedelta(days=8), wake_at=None)
     lanes.mend()
     assert Circuit.objects.exists()
 
