@@ -223,6 +223,16 @@ def test_after_its_time_one_probe_is_let_through() -> None:
     assert released() == []
 
 
+def test_a_look_before_a_release_sees_that_its_time_has_come() -> None:
+    failing(3, "unclassified")
+    pay.delay("waits")
+    released()
+    released()
+    assert not lanes.changes(0.1)[0]
+    Circuit.objects.update(open_until=lifecycle.database_now(), wake_at=lifecycle.database_now())
+    assert lanes.changes(0.1)[0]
+
+
 def test_nothing_is_let_through_before() -> None:
     failing(3, "unclassified")
     pay.delay("waits")
