@@ -130,6 +130,9 @@ concurrency: Callable[[], int] | None = None
 pace: Pace | None = None
 """How fast the worker of this process ends jobs, where messages that it holds ahead can be given back."""
 
+arrival: Callable[[Any], None] | None = None
+"""Who is told of the content of a message that was popped alone, before it is noted and handed over."""
+
 _channels: WeakSet[Any] = WeakSet()
 
 
@@ -494,6 +497,8 @@ class Channel(redis.Channel):  # type: ignore[misc, unused-ignore]
         queue = bytes_to_str(key).rsplit(self.sep, 1)[0]
         self._queue_cycle.rotate(queue)
         first = Taken.read(queue, content)
+        if arrival is not None and first.tag and self.in_loop:
+            arrival(first.payload)
         return self._with_more(first) if first.tag and self._many and not self._closing else [first]
 
     def _with_more(self, first: Taken) -> list[Taken]:

@@ -34,6 +34,8 @@ MOST = 200  # of each in one statement
 LARGE = 1_000_000  # characters of results in one statement, and those of one job
 LOOK_EVERY = 0.25  # seconds
 LATER = 3.0  # seconds until a claim is looked for again of which nobody knew whether it was made
+AT_ONCE = 0.003  # seconds that a child may wait for the claim of a message that just arrived
+REST = 1.0  # seconds in which none is made after one that took longer
 
 
 class Waiting(Protocol):
@@ -60,6 +62,7 @@ class Workplace:
     received: Callable[[], int]
     hand_back: Callable[[Sequence[Claimed]], Any]
     decide: Callable[[int], Any] = lambda count: None  # told of how many that wait it is decided who claims them
+    runs: Callable[[str], bool] = lambda task: True  # whether a task is run as soon as a child is free
 
 
 class Grouped:
@@ -77,6 +80,8 @@ class Grouped:
         self._abandoned: set[UUID] = set()  # the tokens of claims whose requests were given back before the answer
         self._answered: set[str] = set()  # the requests whose outcomes are not recorded yet
         self._lingering = False
+        self._arriving = ""  # the request for which nothing but its claim was asked
+        self._rested = 0.0
 
     def join(self, at: Workplace) -> None:
         """Work in this event loop from now on."""
@@ -84,7 +89,9 @@ class Grouped:
         self.at, self._lingering = at, False  # the timers of the loop that ended are gone
         completer.join(at.hub.call_soon)
         if settings().GROUP_SHORT_JOBS and lifecycle.database().vendor == "postgresql":
-            statements = [lifecycle.completing_many(), lifecycle.claiming_many(_lease())]
+            statements = [
+                lifecycle.completing_many(), lifecycle.claiming_many(_lease()), lifecycle.claiming(_lease()),
+            ]  # fmt: skip
             self._line = Nonblocking(at.hub, statements, self._turn)
             self._line.look()
             at.hub.call_repeatedly(LOOK_EVERY, self._look)
@@ -106,10 +113,32 @@ class Grouped:
             self._line.look()
             self._hand_back_old()
 
+    def arrive(self, content: Any) -> None:
+        """A message was taken while a child is idle: its job is claimed while the message is seen to."""
+        headers = content.get("headers")
+        job_id, request_id = _job_in(headers), (headers or {}).get("id")
+        if job_id is None or not isinstance(request_id, str) or request_id in self._claims:
+            return
+        if not self._may_claim_now(headers.get("task")):
+            return
+        assert self._line is not None
+        assert self.at is not None
+        claim = Claimed(job_id, uuid4(), heartbeat.clock())
+        self._claims[request_id], self._asking, self._arriving = claim, True, request_id
+        given = [claim.token, self.at.hostname, os.getpid(), job_id]
+        self._line.ask([(lifecycle.claiming(_lease()), given)], partial(self._told, {request_id: claim}, 0))
+
+    def _may_claim_now(self, task: Any) -> bool:
+        if self._line is None or self.at is None or not self._line.connected or self._asking or self._completed:
+            return False
+        return self.at.received() < self.at.slots() and monotonic() > self._rested and self.at.runs(str(task))
+
     # --- What Celery's pool does ---
 
     def begun(self, request_id: str) -> Inward:
         """A request comes to its turn: what its child is told."""
+        if self._arriving == request_id and self._line is not None and not self._line.wait(AT_ONCE):
+            self._rested = monotonic() + REST
         claim = self._claims.pop(request_id, None)
         if claim is not None:
             self._given[request_id] = claim
@@ -262,7 +291,7 @@ class Grouped:
     def _told(self, claims: dict[str, Claimed], decided: int, answers: list[Rows] | None) -> None:
         assert self.at is not None
         with self._lock:
-            flying, self._flying, self._asking = self._flying, [], False
+            flying, self._flying, self._asking, self._arriving = self._flying, [], False, ""
             abandoned, self._abandoned = self._abandoned, set()
         given_up = [claim for claim in claims.values() if claim.token in abandoned]
         if answers is None:
@@ -320,7 +349,11 @@ def _guarded(name: Any) -> bool:
 
 def job_of(request: Waiting) -> UUID | None:
     """The job whose message a request is, where it is one of ours."""
-    ours = request.request_dict.get(HEADER)
+    return _job_in(request.request_dict)
+
+
+def _job_in(headers: Any) -> UUID | None:
+    ours = headers.get(HEADER) if isinstance(headers, dict) else None
     try:
         return UUID(str(ours["job"])) if isinstance(ours, dict) else None
     except (KeyError, ValueError):
@@ -331,7 +364,7 @@ _grouped = Grouped()
 join, leave, begun, answered = _grouped.join, _grouped.leave, _grouped.begun, _grouped.answered
 given_back, finish, claim_next = _grouped.given_back, _grouped.finish, _grouped.claim_next
 record_apart, dropped = _grouped.record_apart, _grouped.dropped
-lost, has_answered = _grouped.lost, _grouped.has_answered
+lost, has_answered, arrive = _grouped.lost, _grouped.has_answered, _grouped.arrive
 
 
 def end() -> None:

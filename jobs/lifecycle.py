@@ -142,17 +142,22 @@ def claim(
     The commit of a first attempt does not wait for PostgreSQL's disk; see ``claim_again``.
     """
     connection = database()
-    statement = _claiming(connection.vendor, lease, _durably(connection), breakers)
+    statement = _claiming(connection.vendor, lease, _durably() or connection.in_atomic_block, breakers)
     with connection.cursor() as cursor:
         statement.run(connection, cursor, [_id(token), worker, pid, _id(job_id)])
         row = cursor.fetchone()
     return None if row is None else as_job(row)
 
 
-def _durably(connection: BaseDatabaseWrapper) -> bool:
-    """Whether all claims wait for the disk: where somebody wants that, or where a transaction of others is around."""
+def claiming(lease: timedelta) -> Statement:
+    """What ``claim`` says to PostgreSQL; its parameters are a token, the worker's name, a process id, a job's id."""
+    return _claiming("postgresql", lease, _durably(), breakers=False)
+
+
+def _durably() -> bool:
+    """Whether all claims wait for the disk."""
     # With one loss at most, a start that is forgotten would be one too many.
-    return current().DURABLE_CLAIMS or current().MAX_LOSSES < 2 or connection.in_atomic_block
+    return current().DURABLE_CLAIMS or current().MAX_LOSSES < 2
 
 
 # Only the first start of a job may be forgotten, and only if a second one is allowed: what takes a whole machine down

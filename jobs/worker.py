@@ -124,6 +124,7 @@ class Children(bootsteps.StartStopStep):
         if broker.pace is not None:
             parent.hub.call_repeatedly(LOOK_EVERY, shutdown.give_back_surplus, parent, broker.pace)
             grouped.join(_workplace(parent, broker.pace))
+            broker.arrival = grouped.arrive
             solo.LINE.join(parent.hub, broker.pace, shutdown.let_others)
         pool: Any = getattr(parent.pool, "_pool", None)
         if hasattr(pool, "maintain_pool"):
@@ -138,6 +139,7 @@ def _workplace(consumer: Any, pace: Pace) -> grouped.Workplace:
         waiting=own.waiting if own is not None else lambda: shutdown.waiting(consumer),
         received=lambda: len(worker_state.reserved_requests), hand_back=shutdown.hand_back_claims,
         decide=own.decide if own is not None else lambda count: None,
+        runs=lambda task: task in consumer.strategies and consumer.task_buckets.get(task) is None,
     )  # fmt: skip
 
 
