@@ -130,8 +130,8 @@ concurrency: Callable[[], int] | None = None
 pace: Pace | None = None
 """How fast the worker of this process ends jobs, where messages that it holds ahead can be given back."""
 
-arrival: Callable[[Any], None] | None = None
-"""Who is told of the content of a message that was popped alone, before it is noted and handed over."""
+arrival: Callable[[Any], bool] | None = None
+"""Who is told of the content of a message that was popped alone, before it is handed over; whether its job is claimed."""
 
 _channels: WeakSet[Any] = WeakSet()
 
@@ -440,12 +440,12 @@ class Channel(redis.Channel):  # type: ignore[misc, unused-ignore]
             self._held_since = 0.0
             self._ask()
 
-    def _ask(self) -> None:
+    def _ask(self, *popped: Taken) -> None:
         """Send the script on its way; its answer is read when it is there, like that of a pop."""
-        queues, room = self._queue_cycle.consume(len(self.active_queues)), self._room()
-        if queues and room > 0:
+        queues, room = self._queue_cycle.consume(len(self.active_queues)), self._room() - len(popped)
+        if popped or (queues and room > 0):
             connection = self.client.connection
-            self._asked = self._fetch(queues, room)
+            self._asked = self._fetch(queues, max(room, 0), *(part for one in popped for part in (one.tag, one.entry)))
             self._in_poll, self._brpop_sent_at = connection, monotonic()
             connection.send_command("EVALSHA", FETCH_SHA, *self._asked.arguments)
 
@@ -463,12 +463,11 @@ class Channel(redis.Channel):  # type: ignore[misc, unused-ignore]
     # --- The answer ---
 
     def _brpop_read(self, **options: Any) -> bool:
-        asked, self._asked = self._asked, None
+        asked, self._asked, self._in_poll = self._asked, None, None
         try:
             taken = self._popped(**options) if asked is None else self._fetched(asked, **options)
         finally:
-            self._in_poll = None
-            self._flush_brpop_reauth()
+            self._flush_brpop_reauth()  # unless more was asked for meanwhile
         if not taken:
             raise Empty
         self._waiting.extend(taken)
@@ -497,9 +496,17 @@ class Channel(redis.Channel):  # type: ignore[misc, unused-ignore]
         queue = bytes_to_str(key).rsplit(self.sep, 1)[0]
         self._queue_cycle.rotate(queue)
         first = Taken.read(queue, content)
-        if arrival is not None and first.tag and self.in_loop:
-            arrival(first.payload)
-        return self._with_more(first) if first.tag and self._many and not self._closing else [first]
+        if not (first.tag and self._many) or self._closing:
+            return [first]
+        if arrival is not None and self.in_loop and arrival(first.payload):
+            return [self._being_noted(first)]
+        return self._with_more(first)
+
+    def _being_noted(self, first: Taken) -> Taken:
+        """Note what was popped and ask for more, without waiting for the answer: its job is in the database."""
+        self._ask(first)
+        self.qos.noted.add(first.tag)
+        return replace(first, noted=True)
 
     def _with_more(self, first: Taken) -> list[Taken]:
         """Note what was popped, and take more in the same step."""

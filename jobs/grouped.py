@@ -19,10 +19,11 @@ from time import monotonic, sleep
 from typing import Any, Protocol
 from uuid import UUID, uuid4
 
-from jobs import completer, declared, drafts, heartbeat, lifecycle
+from jobs import completer, declared, drafts, heartbeat, letterbox, lifecycle
 from jobs.completer import Handed
 from jobs.conf import current as settings
 from jobs.handover import Claimed, Inward
+from jobs.letterbox import Letterbox
 from jobs.messages import HEADER
 from jobs.nonblocking import Nonblocking, Rows
 from jobs.pace import Pace
@@ -34,8 +35,6 @@ MOST = 200  # of each in one statement
 LARGE = 1_000_000  # characters of results in one statement, and those of one job
 LOOK_EVERY = 0.25  # seconds
 LATER = 3.0  # seconds until a claim is looked for again of which nobody knew whether it was made
-AT_ONCE = 0.003  # seconds that a child may wait for the claim of a message that just arrived
-REST = 1.0  # seconds in which none is made after one that took longer
 
 
 class Waiting(Protocol):
@@ -80,12 +79,12 @@ class Grouped:
         self._abandoned: set[UUID] = set()  # the tokens of claims whose requests were given back before the answer
         self._answered: set[str] = set()  # the requests whose outcomes are not recorded yet
         self._lingering = False
-        self._arriving = ""  # the request for which nothing but its claim was asked
-        self._rested = 0.0
+        self._box: Letterbox | None = None
 
     def join(self, at: Workplace) -> None:
         """Work in this event loop from now on."""
         self.leave()
+        self._box = letterbox.made()
         self.at, self._lingering = at, False  # the timers of the loop that ended are gone
         completer.join(at.hub.call_soon)
         if settings().GROUP_SHORT_JOBS and lifecycle.database().vendor == "postgresql":
@@ -113,32 +112,38 @@ class Grouped:
             self._line.look()
             self._hand_back_old()
 
-    def arrive(self, content: Any) -> None:
-        """A message was taken while a child is idle: its job is claimed while the message is seen to."""
+    def arrive(self, content: Any) -> bool:
+        """A message was taken while a child is idle: its job is claimed while the message is seen to, if it may be."""
         headers = content.get("headers")
         job_id, request_id = _job_in(headers), (headers or {}).get("id")
         if job_id is None or not isinstance(request_id, str) or request_id in self._claims:
-            return
+            return False
         if not self._may_claim_now(headers.get("task")):
-            return
+            return False
         assert self._line is not None
         assert self.at is not None
-        claim = Claimed(job_id, uuid4(), heartbeat.clock())
-        self._claims[request_id], self._asking, self._arriving = claim, True, request_id
+        assert self._box is not None
+        claim = Claimed(job_id, uuid4(), heartbeat.clock(), place=self._box.place())
+        self._claims[request_id], self._asking = claim, True
         given = [claim.token, self.at.hostname, os.getpid(), job_id]
-        self._line.ask([(lifecycle.claiming(_lease()), given)], partial(self._told, {request_id: claim}, 0))
+        self._line.ask([(lifecycle.claiming(_lease()), given)], partial(self._arrived, request_id, claim))
+        return True
 
     def _may_claim_now(self, task: Any) -> bool:
-        if self._line is None or self.at is None or not self._line.connected or self._asking or self._completed:
+        if self._line is None or self.at is None or self._box is None or self._asking or self._completed:
             return False
-        return self.at.received() < self.at.slots() and monotonic() > self._rested and self.at.runs(str(task))
+        return self._line.connected and self.at.received() < self.at.slots() and self.at.runs(str(task))
+
+    def _arrived(self, request_id: str, claim: Claimed, answers: list[Rows] | None) -> None:
+        """The answer to one claim: kept for the job's turn, or for the child that has the job by now."""
+        if claim.place is not None and self._box is not None and self._claims.get(request_id) is not claim:
+            self._box.post(claim.place, claim.token, answers[0][0] if answers and answers[0] else None)
+        self._told({request_id: claim}, 0, answers)
 
     # --- What Celery's pool does ---
 
     def begun(self, request_id: str) -> Inward:
         """A request comes to its turn: what its child is told."""
-        if self._arriving == request_id and self._line is not None and not self._line.wait(AT_ONCE):
-            self._rested = monotonic() + REST
         claim = self._claims.pop(request_id, None)
         if claim is not None:
             self._given[request_id] = claim
@@ -291,7 +296,7 @@ class Grouped:
     def _told(self, claims: dict[str, Claimed], decided: int, answers: list[Rows] | None) -> None:
         assert self.at is not None
         with self._lock:
-            flying, self._flying, self._asking, self._arriving = self._flying, [], False, ""
+            flying, self._flying, self._asking = self._flying, [], False
             abandoned, self._abandoned = self._abandoned, set()
         given_up = [claim for claim in claims.values() if claim.token in abandoned]
         if answers is None:

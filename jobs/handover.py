@@ -16,24 +16,27 @@ from uuid import UUID
 from celery.app.trace import task_has_custom
 from celery.signals import task_success
 
-from jobs import lifecycle, publisher, signals
+from jobs import letterbox, lifecycle, publisher, signals
 from jobs.lifecycle import Completion
 from jobs.models import Job
 
 SHORT = 0.1  # seconds that a job may take whose outcome is left to the main process
+PATIENCE = 0.005  # seconds that a child waits for a claim that is on its way, before it asks for itself
 
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
     """A job that was claimed before a child was free for it; without its row, it is not known whether it was.
 
-    ``asked`` is by the heartbeat's clock, and not after the lease began.
+    ``asked`` is by the heartbeat's clock, and not after the lease began. ``place`` is where a letter will lie with the
+    row, of a claim that was still on its way when the job was handed out.
     """
 
     job_id: UUID
     token: UUID
     asked: float
     row: tuple[Any, ...] | None = None
+    place: int | None = None
 
     def having(self, row: tuple[Any, ...]) -> Claimed:
         """The same, certain."""
@@ -89,7 +92,13 @@ def _with(left: Completion | None, answer: Any) -> Any:
 def claimed(job_id: UUID) -> Claimed | None:
     """The claim of a job that is to be run here now, if somebody has claimed it for us."""
     given, _here.claimed = _here.claimed, None
-    return given if given is not None and given.job_id == job_id else None
+    if given is None or given.job_id != job_id:
+        return None
+    box = letterbox.made()
+    if given.row is not None or given.place is None or box is None:
+        return given
+    row = box.wait(given.place, given.token, PATIENCE)
+    return given if row is None else given.having(row)
 
 
 def take(job: Job, result: str | None) -> bool:

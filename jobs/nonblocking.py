@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
+from uuid import UUID
 
 from jobs import lifecycle
 from jobs.statements import Statement
@@ -108,11 +109,19 @@ class Nonblocking:
         """Run statements in one transaction and one round trip; tell the rows of each, or that nobody knows."""
         self._answered, self._asked_at, self._rows, self._failed = answered, time.monotonic(), [], False
         try:
-            text = "; ".join(self._wrapper.ops.compose_sql(one.executing, given) for one, given in questions)
-            self._pgconn.send_query(text.encode())
+            self._send(questions)
             self._flush()
         except Exception as error:
             self._break(str(error))
+
+    def _send(self, questions: Sequence[tuple[Statement, Sequence[Any]]]) -> None:
+        (statement, given), *more = questions
+        if not more and all(isinstance(one, str | int | UUID) for one in given):
+            # To put parameters into a text takes a fifth of the time that the whole answer does.
+            self._pgconn.send_query_prepared(statement.name.encode(), [str(one).encode() for one in given])
+            return
+        text = "; ".join(self._wrapper.ops.compose_sql(one.executing, given) for one, given in questions)
+        self._pgconn.send_query(text.encode())
 
     def _flush(self) -> None:
         """Send what the socket takes, and watch for when it takes the rest, or else for the answer."""

@@ -8,12 +8,15 @@ from __future__ import annotations
 import functools
 import logging
 import select
+import threading
 from time import monotonic
 from typing import Any
 
 from celery.exceptions import WorkerShutdown, WorkerTerminate
 
-from jobs import green, grouped, handover, solo
+from kombu.asynchronous import get_event_loop
+
+from jobs import green, grouped, handover, letterbox, solo
 
 logger = logging.getLogger("jobs.worker")
 
@@ -84,6 +87,7 @@ def _of_children(pool: Any) -> Any:
         """Gives its children what was claimed for them, and records together what they complete."""
 
         def on_start(self) -> None:
+            letterbox.make()  # before there are children
             super().on_start()
             apply: Any = vars(self)["on_apply"]
             if self.flush is not None:  # there is none where the broker's transport has no event loop
@@ -94,7 +98,9 @@ def _of_children(pool: Any) -> Any:
                     return apply(target, args, kwargs or {}, **options)
                 request_id = options.get("correlation_id", "")
                 told, answered = grouped.begun(request_id), functools.partial(grouped.answered, request_id, callback)
-                return apply(handover.traced, (told, target, *args), kwargs or {}, callback=answered, **options)
+                result = apply(handover.traced, (told, target, *args), kwargs or {}, callback=answered, **options)
+                _write_now(self._pool)
+                return result
 
             self.on_apply: Any = on_apply
 
@@ -104,6 +110,16 @@ def _of_children(pool: Any) -> Any:
 
     Taught.__module__, Taught.__qualname__ = pool.__module__, pool.__qualname__
     return Taught
+
+
+def _write_now(pool: Any) -> None:
+    """Write to a child that is free what waits to be written, and not only when the event loop has its next turn."""
+    loop = get_event_loop()
+    if loop is None or loop._loop_thread != threading.get_ident():
+        return
+    free = pool._all_inqueues - pool._active_writes - pool._busy_workers
+    if free and pool.outbound_buffer:
+        loop.consolidate_callback(list(free))
 
 
 def _flush(pool: Any, flush: Any) -> None:
