@@ -14,7 +14,7 @@ import zlib
 from typing import Any
 from uuid import UUID
 
-PLACES = 8  # letters that are kept; one is awaited for a few milliseconds
+PLACES = 16  # letters that are kept; one is awaited for a few milliseconds
 SIZE = 65_536  # bytes of a place
 LOOK_EVERY = 0.00005  # seconds
 

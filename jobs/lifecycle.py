@@ -624,11 +624,7 @@ def _clock(delta: timedelta = timedelta(0)) -> str:
 
 def as_job(row: Sequence[Any]) -> Job:
     """A row of the slim columns as a job."""
-    connection = database()
-    values = list(row)
-    for index, converter, expression in _slim_converters(connection.vendor):
-        values[index] = converter(values[index], expression, connection)
-    return Job.from_db(alias(), _slim_names(), values)
+    return _partly_loaded(_slim_names(), _slim_converters(database().vendor), row)
 
 
 @lru_cache(maxsize=1)
@@ -637,9 +633,9 @@ def _slim_names() -> list[str]:
 
 
 @lru_cache(maxsize=4)
-def _slim_converters(vendor: str) -> list[tuple[int, Any, Any]]:
+def _slim_converters(vendor: str) -> list[tuple[str, Any, Any]]:
     """Which of the slim columns are to be converted, and how."""
-    return [(index, *how) for index, field in enumerate(_slim()) for how in _converters(vendor, field)]
+    return [(field.attname, *how) for field in _slim() for how in _converters(vendor, field)]
 
 
 def _converted(field: Any, value: Any) -> Any:
