@@ -131,7 +131,7 @@ pace: Pace | None = None
 """How fast the worker of this process ends jobs, where messages that it holds ahead can be given back."""
 
 arrival: Callable[[Any], bool] | None = None
-"""Who is told of the content of a message that was popped alone, before it is handed over; whether its job is claimed."""
+"""Who is told of a message that was popped alone, before it is handed over; whether its job is being claimed."""
 
 _channels: WeakSet[Any] = WeakSet()
 

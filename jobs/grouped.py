@@ -372,6 +372,11 @@ record_apart, dropped = _grouped.record_apart, _grouped.dropped
 lost, has_answered, arrive = _grouped.lost, _grouped.has_answered, _grouped.arrive
 
 
+def loop() -> Any:
+    """The event loop of the worker, None before there is one."""
+    return None if _grouped.at is None else _grouped.at.hub
+
+
 def end() -> None:
     """The pool has stopped: record what is left."""
     leave()

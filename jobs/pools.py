@@ -14,8 +14,6 @@ from typing import Any
 
 from celery.exceptions import WorkerShutdown, WorkerTerminate
 
-from kombu.asynchronous import get_event_loop
-
 from jobs import green, grouped, handover, letterbox, solo
 
 logger = logging.getLogger("jobs.worker")
@@ -114,7 +112,7 @@ def _of_children(pool: Any) -> Any:
 
 def _write_now(pool: Any) -> None:
     """Write to a child that is free what waits to be written, and not only when the event loop has its next turn."""
-    loop = get_event_loop()
+    loop = grouped.loop()
     if loop is None or loop._loop_thread != threading.get_ident():
         return
     free = pool._all_inqueues - pool._active_writes - pool._busy_workers

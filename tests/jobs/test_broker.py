@@ -788,6 +788,98 @@ def test_a_broker_that_is_full_still_hands_out_messages(
         wire.config_set("maxmemory", 0)
 
 
+# --- Messages whose job is being claimed ------------------------------------------------------------------
+
+
+@pytest.fixture
+def claimed(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What was told to who claims the job of each message that was popped alone."""
+    told: list[Any] = []
+
+    def arrive(content: Any) -> bool:
+        told.append(content)
+        return True
+
+    monkeypatch.setattr(room, "arrival", arrive)
+    return told
+
+
+def test_a_message_whose_job_is_claimed_is_handed_over_before_it_is_known_to_be_noted(
+    connect: Callable[..., Connection], wire: Redis, claimed: list[Any]
+) -> None:
+    worker = Looped(connect(), take=lambda message: handed.append((message, worker.channel._asked is not None)))
+    handed: list[tuple[Any, bool]] = []
+    worker.channel.connection.cycle.on_poll_start()
+    send(connect(), "only")
+    worker.until(lambda: handed)
+    assert [(message.payload, noting) for message, noting in handed] == [("only", True)]
+    assert len(claimed) == 1
+    worker.settle()
+    assert wire.hlen("unacked") == wire.zcard("unacked_index") == 1
+    handed[0][0].ack()
+    worker.settle()
+    assert wire.hlen("unacked") == wire.zcard("unacked_index") == 0
+
+
+def test_what_lies_behind_such_a_message_comes_with_its_note(
+    connect: Callable[..., Connection], wire: Redis, claimed: list[Any]
+) -> None:
+    send(connect(), *range(6))
+    worker = Looped(connect(), window=4)
+    worker.until(lambda: len(worker.messages) == 4)
+    worker.settle()
+    assert (worker.bodies, wire.hlen("unacked"), wire.llen("q")) == ([0, 1, 2, 3], 4, 2)
+
+
+def test_a_message_that_is_acknowledged_before_its_note_is_answered_is_gone(
+    connect: Callable[..., Connection], wire: Redis, claimed: list[Any]
+) -> None:
+    worker = Looped(connect(), take=lambda message: message.ack())
+    for number in range(5):
+        send(connect(), number)
+        worker.until(lambda number=number: len(claimed) == number + 1)
+    worker.settle()
+    assert (wire.hlen("unacked"), wire.llen("q")) == (0, 0)
+
+
+def test_a_note_is_made_by_a_broker_that_forgot_the_script(
+    connect: Callable[..., Connection], wire: Redis, claimed: list[Any]
+) -> None:
+    wire.script_flush()
+    worker = Looped(connect())
+    send(connect(), "only")
+    worker.until(lambda: wire.hlen("unacked") == 1)
+    assert worker.bodies == ["only"]
+
+
+def test_a_note_whose_answer_is_lost_keeps_the_message_and_no_other_is_lost(
+    connect: Callable[..., Connection], wire: Redis, claimed: list[Any]
+) -> None:
+    worker = Looped(connect(), window=2, take=lambda message: held.append(message))
+    held: list[Any] = []
+    worker.channel.connection.cycle.on_poll_start()
+    send(connect(), *range(4))
+    worker.channel._brpop_read()
+    eventually(lambda: wire.hlen("unacked") == 2)
+    worker.channel.client.connection.disconnect()  # the answer lies in its buffer, and with it the second message
+    worker.until(lambda: len(held) == 2)
+    assert [message.payload for message in held] == [0, 1]
+    assert wire.hlen("unacked") == 2
+
+
+def test_a_broker_that_is_full_hands_out_such_messages_too(
+    connect: Callable[..., Connection], wire: Redis, claimed: list[Any]
+) -> None:
+    send(connect(), *range(3))
+    worker = Looped(connect(), take=lambda message: (worker.messages.append(message), message.ack()))
+    wire.config_set("maxmemory", 1)
+    try:
+        worker.until(lambda: len(worker.messages) == 3)
+    finally:
+        wire.config_set("maxmemory", 0)
+    assert worker.bodies == [0, 1, 2]
+
+
 JUNK = [b"hello", b"\xff\xfe", b"17", b"[1]", b"{}", b'{"properties": {"delivery_tag": 5}}', b"\x00"]
 
 

@@ -101,6 +101,18 @@ def test_a_question_that_the_socket_does_not_take_at_once_is_answered(
     assert answers == [[[(BIG,)]]]
 
 
+def test_what_is_asked_alone_is_understood_as_what_is_asked_with_others(
+    hub: Hub, line: Nonblocking, answers: list[Any]
+) -> None:
+    for words in ("it's", "", "é%s", "\\", "a\nb"):
+        line.ask([(LENGTH, [words])], answers.append)
+        assert turn(hub, lambda: answers)
+        line.ask([(LENGTH, [words]), (LENGTH, [words])], answers.append)
+        assert turn(hub, lambda: len(answers) > 1)
+        assert answers == [[[(len(words),)]], [[(len(words),)]] * 2]
+        answers.clear()
+
+
 def test_small_and_big_questions_follow_each_other(hub: Hub, line: Nonblocking, answers: list[Any]) -> None:
     sizes = [BIG, 1, BIG, BIG, 2]
     for number, size in enumerate(sizes, start=1):
