@@ -118,7 +118,7 @@ class Grouped:
         job_id, request_id = _job_in(headers), (headers or {}).get("id")
         if job_id is None or not isinstance(request_id, str) or request_id in self._claims:
             return False
-        if not self._may_claim_now(headers.get("task")):
+        if not self._may_claim_now(str(headers.get("task"))):
             return False
         assert self._line is not None
         assert self.at is not None
@@ -129,10 +129,12 @@ class Grouped:
         self._line.ask([(lifecycle.claiming(_lease()), given)], partial(self._arrived, request_id, claim))
         return True
 
-    def _may_claim_now(self, task: Any) -> bool:
+    def _may_claim_now(self, task: str) -> bool:
         if self._line is None or self.at is None or self._box is None or self._asking or self._completed:
             return False
-        return self._line.connected and self.at.received() < self.at.slots() and self.at.runs(str(task))
+        if not self._line.connected or self.at.received() >= self.at.slots():
+            return False
+        return self.at.runs(task) and not _guarded(task)
 
     def _arrived(self, request_id: str, claim: Claimed, answers: list[Rows] | None) -> None:
         """The answer to one claim: kept for the job's turn, or for the child that has the job by now."""
