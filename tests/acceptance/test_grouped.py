@@ -135,7 +135,7 @@ def waiting_for_locks() -> int:
         return int(cursor.fetchone()[0])
 
 
-def test_a_claim_whose_answer_is_late_is_the_childs_all_the_same(
+def test_a_claim_whose_answer_is_late_is_kept_by_the_child(
     worker: Spawn, broker: RedisServer, env: dict[str, str], witness: Witness, wait_until: WaitUntil
 ) -> None:
     one = worker(env=env)
