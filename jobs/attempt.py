@@ -138,7 +138,8 @@ def refuse(job_id: UUID) -> None:
         elif job.lane and circuits.parks(job_id):
             lifecycle.move(job, State.PENDING, circuits.PARKED, sends=0)
         else:
-            lifecycle.move(job, State.PENDING, "paused", due_at=NOW, sends=0)
+            reason = "paused" if lifecycle.paused(job) else "waits for its turn"
+            lifecycle.move(job, State.PENDING, reason, due_at=job.due_at or NOW, sends=0)
     except MoveRefused:
         return
 

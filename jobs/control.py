@@ -9,9 +9,9 @@ from uuid import UUID
 
 from django.db import transaction
 
-from jobs import audit, bursts, circuits, gathering, lanes, lifecycle, limits, successors
+from jobs import audit, bursts, circuits, gathering, lanes, lifecycle, limits, standing, successors
 from jobs.errors import DeclarationError, JobNotFound, MoveRefused, Refused
-from jobs.lifecycle import NOW, Clock
+from jobs.lifecycle import NOW, Clock, Column
 from jobs.models import Allotment, Circuit, Job, Pause, Slot, Worker
 from jobs.states import WAITING, State
 
@@ -118,7 +118,7 @@ def pause(*, queue: str | None = None, task: str | None = None, reason: str, by:
             f"finished_at IS NULL AND {kind} = %s",
             [name],
             "paused",
-            due_at=NOW,
+            due_at=Column("due_at"),
             sends=0,
         )
         audit.record_act("pause", by, f"{kind} {name}", reason=reason)
@@ -137,14 +137,16 @@ def resume(*, queue: str | None = None, task: str | None = None, by: str, reason
 
 
 def allot(
-    name: str, *, slots: int | None = None, rate: str | None = None, burst: int | None = None,
-    weight: float | None = None, by: str, reason: str = "",
+    name: str = "", *, queue: str = "", task: str = "", tenant: str = "", slots: int | None = None,
+    rate: str | None = None, burst: int | None = None, weight: float | None = None, by: str, reason: str = "",
 ) -> Allotment:  # fmt: skip
     """Say what a key (or the template of keys, as a task declares it) allows from now on, or the weight of a tenant.
 
-    It holds in place of what the code says until ``withdraw``. What was released and has not begun is taken back.
-    Raises ``Refused``.
+    In place of the name of a key, name a queue, a task or a tenant: its jobs have this limit together, whatever is
+    declared. It holds in place of what the code says until ``withdraw``. What was released and has not begun is taken
+    back. Raises ``Refused``.
     """
+    name = _named(name, queue, task, tenant, weighed=weight is not None)
     kind, numbers, said = _allotted(name, slots, rate, burst, weight)
     with transaction.atomic(using=lifecycle.alias()):
         allotment = Allotment(
@@ -158,6 +160,18 @@ def allot(
         _begin_anew(kind, name)
         audit.record_act("allot", by, f"{kind} {name}", reason=reason, said=said)
     return allotment
+
+
+def _named(name: str, queue: str, task: str, tenant: str, *, weighed: bool) -> str:
+    """The key that is spoken of, or the name of a tenant whose weight is."""
+    given = [(scope, of) for scope, of in (("queue", queue), ("task", task), ("tenant", tenant)) if of]
+    if bool(name) + len(given) != 1:
+        raise Refused("Name one of these: a key, a queue, a task or a tenant.")
+    if not given:
+        return name
+    if weighed and not tenant:
+        raise Refused("A tenant has a weight; a queue or a task has none.")
+    return tenant if weighed else standing.name(*given[0])
 
 
 def withdraw(kind: str, name: str, *, by: str, reason: str = "") -> bool:
@@ -193,21 +207,28 @@ def _allotted(
 
 def _begin_anew(kind: str, name: str) -> None:
     """Let all who wait for a limit be looked at again, and take back what was released by it and has not begun."""
+    scope = standing.scope_of(name)
+    if scope is not None and kind in standing.COUNTED:
+        standing.take_back(*scope, "its limit was changed")
     if kind == Allotment.Kind.SLOTS:
-        held = Slot.objects.using(lifecycle.alias()).filter(key="").values("job_id")
-        reserved = Job.objects.using(lifecycle.alias()).filter(pk__in=held, state=State.RESERVED).exclude(bound="")
-        concerned = [
-            lifecycle.prepared("id", job_id)
-            for job_id, bound in reserved.values_list("pk", "bound")
-            if any(bind.kind.value == kind and name in (bind.key, bind.rule) for bind in limits.binds(bound))
-        ]
-        if concerned:
-            marks = ", ".join(["%s"] * len(concerned))
-            lifecycle.move_all(
-                [State.RESERVED], State.PENDING, f"id IN ({marks})", concerned, "its limit was changed", due_at=NOW,
-                sends=0,
-            )  # fmt: skip
+        _take_back_bound(kind, name)
     lanes.reopen()
+
+
+def _take_back_bound(kind: str, name: str) -> None:
+    held = Slot.objects.using(lifecycle.alias()).filter(key="").values("job_id")
+    reserved = Job.objects.using(lifecycle.alias()).filter(pk__in=held, state=State.RESERVED).exclude(bound="")
+    concerned = [
+        lifecycle.prepared("id", job_id)
+        for job_id, bound in reserved.values_list("pk", "bound")
+        if any(bind.kind.value == kind and name in (bind.key, bind.rule) for bind in limits.binds(bound))
+    ]
+    if concerned:
+        marks = ", ".join(["%s"] * len(concerned))
+        lifecycle.move_all(
+            [State.RESERVED], State.PENDING, f"id IN ({marks})", concerned, "its limit was changed",
+            due_at=Column("due_at"), sends=0,
+        )  # fmt: skip
 
 
 def breakers() -> list[Circuit]:

@@ -10,7 +10,7 @@ from uuid import UUID
 
 from django.db.models import Q
 
-from jobs import bursts, gauges, lanes, lifecycle, reasons, stats
+from jobs import bursts, gauges, lanes, lifecycle, reasons, standing, stats
 from jobs.conf import current as settings
 from jobs.explain_queue import QueueExplanation, explain_queue
 from jobs.limits import Kind, binds
@@ -142,7 +142,7 @@ def _of_pauses(job: Job) -> list[Part]:
 
 def _of_limits(job: Job, now: datetime) -> list[Part]:
     """Each key of the job that has nothing left."""
-    full = [gauge for gauge in gauges.of(binds(job.bound)) if gauge.full]
+    full = [gauge for gauge in gauges.of((*binds(job.bound), *standing.of_job(job))) if gauge.full]
     return [
         *_of_circuits(job, now),
         *(reasons.no_token(gauge) if gauge.bind.kind is Kind.TOKENS else reasons.full(gauge) for gauge in full),
@@ -183,7 +183,7 @@ def _of_order(job: Job) -> list[Part]:
 def _not_before(job: Job, before: int) -> datetime | None:
     """When enough tokens will have come for it and for those before it in its line, None if there are enough."""
     now, times = lifecycle.database_now(), list[datetime]()
-    for gauge in gauges.of(bind for bind in binds(job.bound) if bind.kind is Kind.TOKENS):
+    for gauge in gauges.of(b for b in (*binds(job.bound), *standing.of_job(job)) if b.kind is Kind.TOKENS):
         short = before + 1 - gauge.left
         if short > 0:
             times.append(now + timedelta(seconds=short / gauge.numbers.amount))

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from jobs import backlog, declared, gauges, lanes, lifecycle, reasons, stats, tally
+from jobs import backlog, declared, gauges, lanes, lifecycle, reasons, standing, stats, tally
 from jobs.backlog import Number, Wait
 from jobs.gauges import Gauge
 from jobs.limits import Kind, binds
@@ -59,6 +59,7 @@ def explain_queue(queue: str) -> QueueExplanation:
     found = _found(queue)
     parts = [
         *_of_queue_pauses(found),
+        *_of_whole_queue(found),
         *_of_keys(found),
         *_of_later(found),
         *_of_turns(found),
@@ -142,6 +143,7 @@ def _sort_out(found: _Found) -> None:
     tasks = {name for kind, name in found.pauses if kind == Pause.Kind.TASK}
     names = [wait.on for wait in found.waits if _kind(wait.on)][:KEYS_READ]
     binds_of = {b.name: b for wait in found.waits if wait.first for b in binds(wait.first.bound) if b.name in names}
+    binds_of |= {name: bind for name in names if name not in binds_of and (bind := standing.named(name))}
     found.gauges = {gauge.bind.name: gauge for gauge in gauges.of(binds_of.values()) if gauge.full}
     for wait in found.waits:
         held = sum((n for task, n in wait.tasks.items() if task in tasks), backlog.NONE)
@@ -171,6 +173,13 @@ def _of_queue_pauses(found: _Found) -> Iterator[Part]:
         yield reasons.paused(pause, found.waiting)
     for task, jobs in sorted(found.paused.items(), key=lambda item: -item[1].of):
         yield reasons.paused(found.pauses[Pause.Kind.TASK, task], jobs)
+
+
+def _of_whole_queue(found: _Found) -> Iterator[Part]:
+    """The limits that were set for the whole queue, where nothing is left of them."""
+    for gauge in gauges.of(standing.binds(standing.said_now(), found.queue)):
+        if gauge.full:
+            yield reasons.no_token(gauge) if gauge.bind.kind is Kind.TOKENS else reasons.full(gauge)
 
 
 def _of_keys(found: _Found) -> Iterator[Part]:

@@ -19,7 +19,7 @@ from django.db import transaction
 from django.db.models import Value
 from django.db.models.functions import Greatest
 
-from jobs import circuits, declared, lifecycle, limits
+from jobs import circuits, declared, floods, lifecycle, limits, standing
 from jobs.allowance import Allowance, Bucket, Closed
 from jobs.conf import current as settings
 from jobs.limits import Bind, Kind, Numbers
@@ -43,8 +43,11 @@ _IN_FLIGHT = f"('{State.RESERVED.value}', '{State.RUNNING.value}')"
 _WAITS = "finished_at IS NULL AND NOT (lane = '') AND state IN ({})".format(
     ", ".join(f"'{s.value}'" for s in sorted(WAITING))
 )
-# Whether anything is in line, or counts.
-IN_LINE = "(EXISTS(SELECT 1 FROM jobs_arrival) OR EXISTS(SELECT 1 FROM jobs_slot) OR EXISTS(SELECT 1 FROM jobs_share))"
+# Whether anything is in line, or counts, or has to.
+IN_LINE = (
+    "(EXISTS(SELECT 1 FROM jobs_arrival) OR EXISTS(SELECT 1 FROM jobs_slot) OR EXISTS(SELECT 1 FROM jobs_share) "
+    f"OR {standing.ANY})"
+)
 # What became of the job of a slot. One that was ended by force may run until its runner finds that it lost its lease.
 _STATE = (
     "COALESCE((SELECT CASE WHEN j.finished_at IS NOT NULL AND substr(j.reason, 1, 7) = 'forced:' "
@@ -141,16 +144,17 @@ class _Share:
     since: Any
     first: str
     id: int = field(compare=False)
+    tenant: str = field(compare=False)
     weight: float = field(compare=False)
     lanes: list[_Lane] = field(compare=False, default_factory=list)
     seen: dict[str, _Lane] = field(compare=False, default_factory=dict)
     all_read: bool = field(compare=False, default=False)
 
 
-def _lane(head: Any, lane_id: str, task: str, bound: str, job_id: Any) -> _Lane:
+def _lane(head: Any, lane_id: str, task: str, binds: tuple[Bind, ...], job_id: Any) -> _Lane:
     """A lane as it was read, with its first job."""
     jobs = deque([(head, UUID(str(job_id)))] if job_id is not None else [])
-    return _Lane(head, str(job_id or ""), lane_id, task, limits.binds(bound), jobs, all_read=job_id is None)
+    return _Lane(head, str(job_id or ""), lane_id, task, binds, jobs, all_read=job_id is None)
 
 
 @dataclass(slots=True)
@@ -183,10 +187,11 @@ class Release:
     def __init__(self, limit: int) -> None:
         self.limit, self.now = limit, lifecycle.database_now()
         self.at = lifecycle.prepared("due_at", self.now)
-        self.said = {(a.kind, a.name): a for a in Allotment.objects.using(lifecycle.alias())}
+        self.said = standing.said_now()
         self.allowance = Allowance(self.now, self.in_force)
         self.chosen: dict[UUID, _Lane] = {}
         self.overdue: set[UUID] = set()
+        self.flooded: set[str] = set()
         self.looked_at: list[_Share] = []
         self.to_wake: dict[str, Bind] = {}
         self.paused: set[tuple[str, str]] = set()
@@ -194,6 +199,8 @@ class Release:
     def run(self) -> list[Job]:
         """Choose, and write what was chosen."""
         _unfinished.clear()
+        if standing.enforce(self.said):
+            _unfinished.append("limits that were set")
         freed = self._give_up_slots()
         self._take_in(freed)
         self._wake(freed)
@@ -265,8 +272,8 @@ class Release:
         due = BucketRow.objects.using(lifecycle.alias()).filter(wake_at__lte=self.now)
         for key in list(due.values_list("key", flat=True)):
             name = f"{Kind.TOKENS.value} {key}"
-            first = Lane.objects.using(lifecycle.alias()).filter(waits_on=name).first()
-            bind = first and next((b for b in limits.binds(first.bound) if b.name == name), None)
+            first = Lane.objects.using(lifecycle.alias()).filter(waits_on=name).select_related("share").first()
+            bind = first and next((b for b in self._binds_of(first) if b.name == name), None)
             if not bind:
                 BucketRow.objects.using(lifecycle.alias()).filter(key=key).update(wake_at=None)
                 continue
@@ -349,10 +356,15 @@ class Release:
         }  # fmt: skip
 
     def _choose(self, queue: str, room: int) -> None:
-        """Fill the room of a queue."""
+        """Fill the room of a queue, as far as a limit of the whole queue allows."""
+        whole = standing.binds(self.said, queue)
+        self.learn(whole)
+        room = min([room, *(int(self.allowance.left(bind) + 1e-9) for bind in whole)])
         if room <= 0:
             return
         lines = {p.value: _Line(self, queue, p.value, room) for p in Priority}
+        if lines[Priority.NORMAL].next() and floods.lies_before(queue):
+            self.flooded.add(queue)
         age = _Age(self, queue, lines)
         left = room
         while left > 0:
@@ -369,6 +381,13 @@ class Release:
         if left > 0 and any(line.more for line in lines.values()):
             _unfinished.append(queue)
         age.write()
+
+    def binds(self, bound: str, queue: str, task: str, tenant: str) -> tuple[Bind, ...]:
+        """The keys of a job: those that its task declares, and those of its whole queue, task and tenant."""
+        return (*limits.binds(bound), *standing.binds(self.said, queue, task, tenant))
+
+    def _binds_of(self, lane: Lane) -> tuple[Bind, ...]:
+        return self.binds(lane.bound, lane.share.queue, lane.task, lane.share.tenant)
 
     def weight(self, tenant: str) -> float:
         """How many turns a tenant has for one of another."""
@@ -431,6 +450,7 @@ class Release:
         for job in jobs:
             _flows[job.queue].left += 1
             job.overdue = job.pk in self.overdue  # type: ignore[attr-defined]
+            job.sooner = job.queue in self.flooded and job.priority == Priority.NORMAL  # type: ignore[attr-defined]
         return jobs
 
     def _slots_of(self, binds: Iterable[Bind]) -> Iterable[str]:
@@ -554,9 +574,9 @@ class _Line:
         shares, self.more = [], len(rows) == most
         for share_id, turn, since, tenant, lane_id, head, task, bound, job_id in rows:
             first = str(job_id or "")
-            share = _Share(turn, since, first, share_id, self.release.weight(tenant))
+            share = _Share(turn, since, first, share_id, tenant, self.release.weight(tenant))
             if lane_id is not None:
-                lane = _lane(head, lane_id, task, bound, job_id)
+                lane = _lane(head, lane_id, task, self.release.binds(bound, self.queue, task, tenant), job_id)
                 share.lanes, share.seen = [lane], {lane_id: lane}
             shares.append(share)
         self.release.looked_at += shares
@@ -575,7 +595,8 @@ class _Line:
         )
         share.all_read = len(rows) < SLICE or len(share.seen) > SLICE
         for lane_id, head, task, bound, job_id in rows:
-            share.seen[lane_id] = lane = _lane(head, lane_id, task, bound, job_id)
+            binds = self.release.binds(bound, self.queue, task, share.tenant)
+            share.seen[lane_id] = lane = _lane(head, lane_id, task, binds, job_id)
             heapq.heappush(share.lanes, lane)
         self.release.learn_all(share.lanes)
 

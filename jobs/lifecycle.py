@@ -38,7 +38,7 @@ class Plus:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """What another column of the same row holds."""
+    """The time that a column of the same row holds; by the clock, where it holds none."""
 
     name: str
 
@@ -176,7 +176,7 @@ def _claiming(vendor: str, lease: timedelta, durably: bool, breakers: bool) -> S
         f"UPDATE {_table()} SET state = '{State.RUNNING.value}', reason = '', attempt = attempt + 1, token = %s, "
         f"worker = %s, pid = %s, started_at = {_clock()}, lease_until = {_clock(lease)}, sends = 0 "
         f"WHERE id = %s AND state = '{State.RESERVED.value}' "
-        f"AND (expires_at IS NULL OR expires_at > {_clock()}) AND {not_paused()} "
+        f"AND (expires_at IS NULL OR expires_at > {_clock()}) AND {not_paused()} AND {_in_no_line()} "
         f"{f'AND {not_parked()} ' if breakers else ''}"
         f"{'' if durably or vendor != 'postgresql' else _ASYNCHRONOUSLY}"
         f"RETURNING {', '.join(_quoted(field.column) for field in _slim())}",
@@ -219,6 +219,7 @@ def claiming_many(lease: timedelta) -> Statement:
         f"FROM unnest(%s::uuid[], %s::uuid[]) AS given(id, token) JOIN {_table()} ON {_table()}.id = given.id "
         f"WHERE state = '{State.RESERVED.value}' AND attempt = 0 AND losses = 0 AND max_attempts > 1 "
         f"AND cancel_requested_at IS NULL AND (expires_at IS NULL OR expires_at > {_clock()}) AND {not_paused()} "
+        f"AND {_in_no_line()} "
         f"ORDER BY {_table()}.id FOR NO KEY UPDATE OF {_table()} SKIP LOCKED) SELECT id, token FROM free"
     )
     return Statement(
@@ -403,7 +404,7 @@ def reserve_due_unless(others: str, limit: int) -> list[Job] | None:
 def _due_directly(limit: int, also: str = "") -> str:
     return (
         f"SELECT id FROM {_table()} WHERE finished_at IS NULL AND due_at <= {_clock()} AND state IN ({_waiting()}) "
-        f"AND lane = '' AND cancel_requested_at IS NULL AND {not_paused()} {also} "
+        f"AND lane = '' AND cancel_requested_at IS NULL AND {not_paused()} AND {_in_no_line()} {also} "
         f"ORDER BY priority, due_at LIMIT {int(limit)}"
     )
 
@@ -470,6 +471,27 @@ def _one_of(chosen: str) -> str:
     return f"id IN ({chosen})"
 
 
+def put_in_lane(lane: str, alike: dict[str, Any], limit: int) -> int:
+    """Put up to ``limit`` plain jobs that wait and are alike in these columns in a lane; return how many."""
+    where = " AND ".join(f"{_quoted(name)} = %s" for name in alike)
+    some = (
+        f"SELECT id FROM {_table()} WHERE finished_at IS NULL AND state IN ({_waiting()}) AND lane = '' "
+        f"AND {where} ORDER BY due_at LIMIT {int(limit)}"
+    )
+    return _execute(
+        f"UPDATE {_table()} SET lane = %s WHERE lane = '' AND state IN ({_waiting()}) AND {_one_of(some)}",
+        [lane, *alike.values()],
+    )
+
+
+def _in_no_line() -> str:
+    """SQL that holds for a plain job whose queue and task have no limit that was set for all of their jobs."""
+    return (
+        "(NOT (lane = '') OR NOT EXISTS (SELECT 1 FROM jobs_allotment a WHERE a.kind IN ('slots', 'tokens') "
+        f"AND a.name IN ('queue ' || {_table()}.queue, 'task ' || {_table()}.task)))"
+    )
+
+
 def not_paused() -> str:
     """SQL that holds for a job whose queue and task are not paused."""
     return (
@@ -486,6 +508,13 @@ def not_parked() -> str:
         f"AND (c.open_until > {_clock()} "
         f"OR (c.open_until IS NOT NULL AND substr(s.key, 1, {len(BOUND)}) <> '{PROBE}')))"
     )
+
+
+def paused(job: Job) -> bool:
+    """Whether the queue or the task of a job is paused."""
+    with database().cursor() as cursor:
+        cursor.execute(f"SELECT 1 FROM {_table()} WHERE id = %s AND NOT {not_paused()}", [_id(job.pk)])
+        return cursor.fetchone() is not None
 
 
 def announce(event: str, job: Job, **details: Any) -> None:
@@ -612,7 +641,7 @@ def _compiled(field: models.Field[Any, Any], value: Any) -> tuple[str, list[Any]
     if isinstance(value, Clock):
         return _clock(value.delta), []
     if isinstance(value, Column):
-        return _quoted(value.name), []
+        return f"COALESCE({_quoted(value.name)}, {_clock()})", []
     if isinstance(value, Plus):
         return f"{_quoted(field.column)} + ({value.amount:d})", []
     return "%s", [field.get_db_prep_save(value, database())]

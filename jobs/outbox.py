@@ -15,11 +15,11 @@ from django.db import transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from kombu import compression
 
-from jobs import declared, keys, lifecycle, limits, outage, publisher, sender
+from jobs import declared, keys, lifecycle, limits, outage, publisher, sender, standing
 from jobs.errors import BrokerUnavailable, OptionError, Unsendable
 from jobs.idempotency import WHILE_UNFINISHED, KeyScope
 from jobs.lifecycle import NOW, Clock, Plus
-from jobs.models import Job, Share
+from jobs.models import Allotment, Job, Share
 from jobs.publisher import Failures
 from jobs.states import Priority, State
 
@@ -35,8 +35,9 @@ BATCH = 1000
 FEW = 100
 # Seconds for which it is taken for known whether others wait in a queue.
 LOOK_EVERY = 1.0
+MOST_LOOKS = 10_000
 
-_looks: dict[str, tuple[float | None, bool]] = {}
+_looks: dict[tuple[str, str], tuple[float | None, bool]] = {}
 _held_for: ContextVar[UUID | None] = ContextVar("mainstay_held_for", default=None)
 
 
@@ -93,23 +94,37 @@ def place(job: Job) -> None:
 
 def line_up(job: Job) -> bool:
     """Give a draft its lane; False where nothing constrains it, and nobody waits whom it would overtake."""
-    if not job.bound and not job.tenant and job.priority == Priority.NORMAL and not _crowded(job.queue):
+    if not job.bound and not job.tenant and job.priority == Priority.NORMAL and not _crowded(job.queue, job.task):
         return False
     job.bound = limits.settle(job.bound, job.queue)
     job.lane = limits.lane(job.queue, job.priority, job.tenant, job.task, job.bound)
     return True
 
 
-def _crowded(queue: str) -> bool:
-    """Whether jobs wait in a queue that a plain one must not overtake, as of a moment ago."""
-    looked, crowded = _looks.get(queue, (None, False))
+def _crowded(queue: str, task: str) -> bool:
+    """Whether a plain job must not go directly, as of a moment ago.
+
+    Others wait whom it would overtake, or its whole queue or task has a limit.
+    """
+    looked, crowded = _looks.get((queue, task), (None, False))
     now = time.monotonic()
     if looked is None or now - looked > LOOK_EVERY:
-        rows = Share.objects.using(lifecycle.alias()).filter(queue=queue, priority__lte=Priority.NORMAL, is_open=True)
         # The first look is put off: who enqueues once and ends need not ask.
-        crowded = looked is not None and rows.exists()
-        _looks[queue] = (now, crowded)
+        crowded = looked is not None and (_others_wait(queue) or _limited(queue, task))
+        if len(_looks) > MOST_LOOKS:
+            _looks.clear()
+        _looks[queue, task] = (now, crowded)
     return crowded
+
+
+def _others_wait(queue: str) -> bool:
+    rows = Share.objects.using(lifecycle.alias())
+    return rows.filter(queue=queue, priority__lte=Priority.NORMAL, is_open=True).exists()
+
+
+def _limited(queue: str, task: str) -> bool:
+    names = [standing.name("queue", queue), standing.name("task", task)]
+    return Allotment.objects.using(lifecycle.alias()).filter(kind__in=standing.COUNTED, name__in=names).exists()
 
 
 def _insert(job: Job, scope: KeyScope) -> UUID:

@@ -375,11 +375,13 @@ def _urgency(job: Job) -> int:
     """The priority of a job's message: one step up for a job that had left its line before.
 
     Its runner or its message was lost. At the end of a deep queue it would wait for its turn a second time.
-    One that has waited too long goes before all others.
+    So is one that goes in its turn before plain jobs which lie there already. One that has waited too long goes before
+    all others.
     """
     if getattr(job, "overdue", False):
         return Priority.CRITICAL
-    return _sooner(job.priority) if job.losses or job.sends > 1 else job.priority
+    sooner = job.losses or job.sends > 1 or getattr(job, "sooner", False)
+    return _sooner(job.priority) if sooner else job.priority
 
 
 def _sooner(priority: int) -> int:

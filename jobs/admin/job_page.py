@@ -9,7 +9,7 @@ from django.utils import timezone
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
-from jobs import shown, views
+from jobs import shown, standing, views
 from jobs.admin import links, timeline
 from jobs.admin.tracebacks import Traceback
 from jobs.admin.why import Shown, limit_address, queue_address
@@ -98,7 +98,7 @@ def facts(job: Job) -> Iterator[Fact]:
     yield "Correlation id", _correlation(job)
     yield "Payload version", str(job.version) if job.version != 1 else ""
     yield "Limits", _limits(job)
-    keys = [(limit_address(b.kind, b.key), b.key) for b in binds(job.bound) if b.kind is not Kind.CIRCUIT]
+    keys = [(limit_address(b.kind, b.key), b.key) for b in (*binds(job.bound), *standing.of_job(job)) if b.kind is not Kind.CIRCUIT]
     yield "Counts under", format_html_join(", ", '<a href="{}">{}</a>', keys)
 
 

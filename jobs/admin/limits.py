@@ -20,7 +20,7 @@ from django.utils.html import format_html
 from django.utils.http import urlencode
 from django.utils.safestring import SafeString
 
-from jobs import control, gauges
+from jobs import control, declared, gauges, standing
 from jobs.admin.base import Rows
 from jobs.admin.buttons import ActingAdmin, Verb
 from jobs.admin.why import limit_address
@@ -63,7 +63,8 @@ class Setting(forms.Form):
 
     name = forms.CharField(
         label="Key", max_length=255, widget=forms.TextInput(attrs={"class": "vTextField", "list": "names"}),
-        help_text="As a task declares it, for all keys of that form; or one key, such as customer:7.",
+        help_text="As a task declares it, for all keys of that form; or one key, such as customer:7. Or for all jobs: "
+        "queue mail, task shop.tasks.charge, tenant acme.",
     )  # fmt: skip
     reason = forms.CharField(
         max_length=255, widget=forms.TextInput(attrs={"class": "vTextField"}), help_text="For those who wonder later.",
@@ -129,6 +130,8 @@ def unknown(kind: str, name: str) -> str:
     """Why nothing would obey a limit of this name, and what would; empty where something may."""
     if gauges.rule(kind, name) or gauges.exists(kind, name) or gauges.said(kind, name):
         return ""
+    if scope := standing.scope_of(name):
+        return _unknown_scope(*scope)
     other = TOKENS if kind == SLOTS else SLOTS
     if gauges.rule(other, name):
         return f"Tasks declare {name} as a limit of {WHAT[other]}, not of {WHAT[kind]}."
@@ -141,6 +144,15 @@ def unknown(kind: str, name: str) -> str:
     meant = f" Did you mean {close[0]}?" if close else ""
     listed = ", ".join(names[:10]) + (" …" if len(names) > 10 else "")
     return f"No task declares a limit with this key, so nothing would obey it.{meant} There are: {listed}."
+
+
+def _unknown_scope(scope: str, of: str) -> str:
+    """Why there are no jobs of a queue or a task, where that is known."""
+    known = {"queue": declared.queues(), "task": declared.tasks()}.get(scope) or {of}
+    if of in known:
+        return ""
+    close = difflib.get_close_matches(of, list(known), n=1)
+    return f"There is no {scope} {of}.{f' Did you mean {close[0]}?' if close else ''}"
 
 
 # --- What is declared -------------------------------------------------------------------------------

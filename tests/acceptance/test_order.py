@@ -63,9 +63,12 @@ def test_another_conductor_goes_on_within_the_limits(platform: Platform, spawn: 
     assert [line for line in platform.witness.lines if line.startswith("exceeded")] == []
 
 
-def test_the_lone_job_behind_a_flood_starts_within_two_seconds(platform: Platform, wait_until: WaitUntil) -> None:
+@pytest.mark.parametrize("whose", [{"tenant": "flood"}, {}], ids=["of a tenant", "of plain jobs"])
+def test_the_lone_job_behind_a_flood_starts_within_two_seconds(
+    platform: Platform, wait_until: WaitUntil, whose: dict[str, str]
+) -> None:
     reported(platform, wait_until)
-    bulk.bulk(nap, [(0.01, f"flood{n}") for n in range(3000)], tenant="flood")
+    bulk.bulk(nap, [(0.01, f"flood{n}") for n in range(3000)], **whose)
     wait_until(lambda: completed() > 100, timeout=30)
     began = time.monotonic()
     note.apply_async(("lone",), tenant="lone")

@@ -11,7 +11,7 @@ import pytest
 from django.db import connection, transaction
 from django.db.models import F
 
-from jobs import control, lanes, lifecycle, outbox, publisher
+from jobs import control, floods, lanes, lifecycle, outbox, publisher
 from jobs.models import Allotment, Arrival, Bucket, Job, Lane, Share, Slot, Worker
 from jobs.states import State
 from tests.platform import Witness, attempt, drain, fresh, running
@@ -24,6 +24,7 @@ pytestmark = pytest.mark.django_db
 def nothing_learned(sent: list[str]) -> Iterator[None]:
     """What other tests taught about how fast workers are does not count; nothing goes to a broker."""
     lanes._flows.clear()
+    floods._looks.clear()
     yield
     lanes._flows.clear()
 
@@ -69,6 +70,16 @@ def started_one_by_one(limit: int = 50) -> list[str]:
         order.append(name(first))
         attempt(first.pk)
     raise AssertionError(f"{limit} were not enough")
+
+
+def started_one_by_one_at_most(limit: int) -> list[str]:
+    """The first of them."""
+    order = []
+    for _ in range(limit):
+        (job,) = lanes.release(1)
+        order.append(name(job))
+        attempt(job.pk)
+    return order
 
 
 def aged(seconds: float) -> None:
@@ -298,6 +309,31 @@ def test_a_tenant_has_as_many_turns_as_it_has_weight() -> None:
         note.apply_async((f"b{number}",), tenant="b")
     order = started_one_by_one()
     assert sum(one.startswith("a") for one in order[:8]) == 6
+
+
+def test_a_plain_flood_in_the_broker_is_put_in_line_when_somebody_else_is() -> None:
+    from jobs import bulk
+
+    bulk.bulk(note, [f"plain{n}" for n in range(60)])
+    assert Job.objects.filter(state=State.RESERVED).count() == 60
+    assert lanes.release(1) == []  # it is alone
+    note.apply_async(("lone",), tenant="lone")
+    (first,) = lanes.release(1)
+    assert (name(first), publisher._urgency(first)) == ("lone", 10)
+    assert not Job.objects.filter(lane="", state=State.RESERVED).exists()
+    attempt(first.pk)
+    assert [started_one_by_one_at_most(3), Job.objects.filter(state=State.COMPLETED).count()] == [
+        ["plain0", "plain1", "plain2"], 4,
+    ]  # fmt: skip
+
+
+def test_a_few_plain_jobs_in_the_broker_are_overtaken_and_left_alone() -> None:
+    for number in range(3):
+        note.delay(f"plain{number}")
+    note.apply_async(("lone",), tenant="lone")
+    (first,) = lanes.release(10)
+    assert publisher._urgency(first) == 10
+    assert Job.objects.filter(lane="", state=State.RESERVED).count() == 3
 
 
 # --- Limits ---------------------------------------------------------------------------------------------

@@ -1,0 +1,156 @@
+"""Limits of a whole queue, task or tenant, set while jobs wait and run: they bind all of them."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from jobs import control, lanes, lifecycle, outbox
+from jobs.errors import Refused
+from jobs.explain import explain
+from jobs.models import Job, Lane, Slot, Worker
+from jobs.release import release
+from jobs.states import State
+from tests.platform import attempt, fresh, running
+from tests.sample.tasks import add, note
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture(autouse=True)
+def nothing_learned(sent: list[str]) -> Iterator[None]:
+    """Many hands, of which nothing was learned; nothing goes to a broker."""
+    lanes._flows.clear()
+    now = lifecycle.database_now()
+    for queue in ("default", "mail"):
+        Worker.objects.create(name=f"{queue}@here", pid=1, started_at=now, seen_at=now, queues=[queue], concurrency=50)
+    yield
+    lanes._flows.clear()
+
+
+def reserved() -> int:
+    """How many jobs may be begun; a plain one may not."""
+    return Job.objects.filter(state=State.RESERVED).exclude(lane="").count()
+
+
+@pytest.mark.parametrize(
+    ("scope", "options"),
+    [({"queue": "default"}, {}), ({"task": note.name}, {}), ({"tenant": "acme"}, {"tenant": "acme"})],
+    ids=["queue", "task", "tenant"],
+)
+def test_a_limit_that_is_set_binds_jobs_in_the_broker_those_that_wait_and_those_that_run(
+    scope: dict[str, str], options: dict[str, Any]
+) -> None:
+    jobs = [note.apply_async((str(n),), **options) for n in range(6)]
+    release()
+    running(jobs[0].id)
+    control.allot(**scope, slots=2, by="ann")
+    assert reserved() == 0
+    release()
+    assert reserved() == 1  # one runs
+    note.apply_async(("later",), **options)
+    release()
+    assert reserved() == 1
+    attempt(Job.objects.exclude(lane="").get(state=State.RESERVED).pk)
+    release()
+    assert reserved() == 1
+
+
+def test_what_was_taken_back_keeps_its_place() -> None:
+    jobs = [note.delay(str(n)) for n in range(3)]
+    control.allot(queue="default", slots=1, by="ann")
+    note.apply_async(("3",), tenant="a")
+    order = []
+    for _ in range(3):
+        release()
+        (job,) = Job.objects.filter(state=State.RESERVED)
+        order.append(str(job.pk))
+        attempt(job.pk)
+    assert [one for one in order if one in {job.id for job in jobs}] == [job.id for job in jobs][: len(order) - 1]
+
+
+def test_a_plain_job_of_somebody_who_does_not_know_yet_cannot_begin() -> None:
+    control.allot(queue="default", slots=1, by="ann")
+    first, second = note.delay("a"), note.delay("b")
+    assert fresh(second).state == State.RESERVED
+    attempt(second.id)
+    assert (fresh(second).state, fresh(second).reason) == (State.PENDING, "waits for its turn")
+    release()
+    assert fresh(second).lane
+    assert not fresh(first).lane  # it has not been tried yet
+    assert reserved() == 1
+
+
+def test_who_enqueues_knows_after_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    note.delay("first")
+    control.allot(task=note.name, rate="1/h", by="ann")
+    monkeypatch.setattr(outbox, "LOOK_EVERY", 0.0)
+    assert fresh(note.delay("x")).state == State.PENDING
+    assert fresh(add.delay(1, 2)).state == State.RESERVED
+
+
+def test_a_plain_job_that_is_due_later_is_bound_too() -> None:
+    later = note.apply_async(("x",), countdown=60)
+    control.allot(queue="default", rate="1/h", by="ann")
+    release()
+    assert fresh(later).lane
+    Job.objects.filter(pk=later.id).update(due_at=lifecycle.database_now())
+    note.apply_async(("y",), tenant="a")
+    Lane.objects.all().delete()
+    lanes.mend()
+    release()
+    release()
+    assert reserved() == 1
+
+
+def test_others_are_not_concerned() -> None:
+    control.allot(queue="mail", slots=1, by="ann")
+    for _ in range(3):
+        note.delay("x")
+        note.apply_async(("x",), queue="mail")
+    begun = [attempt(job.pk) for job in Job.objects.filter(state=State.RESERVED)]
+    assert len(begun) == 6
+    release()
+    assert Job.objects.filter(queue="default", state=State.COMPLETED).count() == 3
+    assert Job.objects.filter(queue="mail", state=State.COMPLETED).count() == 0
+    assert reserved() == 1
+
+
+def test_when_it_is_withdrawn_all_go() -> None:
+    control.allot(queue="default", slots=1, by="ann")
+    for number in range(5):
+        note.apply_async((str(number),), tenant="a")
+    release()
+    assert reserved() == 1
+    assert control.withdraw("slots", "queue default", by="ann")
+    release()
+    release()
+    assert reserved() == 5
+
+
+def test_why_a_job_waits_for_it_is_told() -> None:
+    control.allot(queue="default", slots=1, by="ann")
+    note.apply_async(("a",), tenant="t")
+    second = note.apply_async(("b",), tenant="t")
+    release()
+    assert "The limit queue default is full: 1 of 1" in explain(second.id).sentence
+
+
+def test_it_closes_no_lane_of_the_queue_however_many_there_are() -> None:
+    control.allot(queue="default", slots=1, by="ann")
+    for number in range(20):
+        note.apply_async(("a",), tenant=str(number))
+    release()
+    release()
+    assert not Lane.objects.exclude(waits_on="").exists()
+    assert Slot.objects.filter(key="queue default").count() == 1
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"slots": 1}, {"name": "x", "queue": "y", "slots": 1}, {"queue": "x", "weight": 2.0}, {"queue": "x", "slots": 0}],
+    ids=str,
+)
+def test_what_cannot_be_meant_is_refused(given: dict[str, Any]) -> None:
+    with pytest.raises(Refused):
+        control.allot(**given, by="ann")
