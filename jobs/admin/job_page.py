@@ -98,7 +98,11 @@ def facts(job: Job) -> Iterator[Fact]:
     yield "Correlation id", _correlation(job)
     yield "Payload version", str(job.version) if job.version != 1 else ""
     yield "Limits", _limits(job)
-    keys = [(limit_address(b.kind, b.key), b.key) for b in (*binds(job.bound), *standing.of_job(job)) if b.kind is not Kind.CIRCUIT]
+    keys = [
+        (limit_address(b.kind, b.key), b.key)
+        for b in (*binds(job.bound), *standing.of_job(job))
+        if b.kind is not Kind.CIRCUIT
+    ]
     yield "Counts under", format_html_join(", ", '<a href="{}">{}</a>', keys)
 
 
