@@ -162,7 +162,7 @@ def run(task: Any, job: Job, says: Declaration, leased: float) -> Outcome:
                 raise
             if by_sigterm(error):
                 raise  # the worker's main process knows whether it was told to stop too, and acts
-            outcome = Raised(_told(error, watched))
+            outcome = Raised(told(error, watched))
     return outcome
 
 
@@ -186,12 +186,12 @@ def _body(task: Any, job: Job, says: Declaration, args: Any, kwargs: Any) -> Out
         ending.enter_context(outage.bounded(lifecycle.database(), COMMIT_SILENCE))  # until after the commit
         with shielded():
             # The fence: an attempt that was overtaken rolls everything back that it wrote.
-            encoded = _encoded(result, job.task)
+            encoded = encoded_result(result, job.task)
             _holding(job, lambda: _end(job, encoded, says))
     return Recorded(result)
 
 
-def _told(error: BaseException, watched: heartbeat.Watched) -> BaseException:
+def told(error: BaseException, watched: heartbeat.Watched) -> BaseException:
     """The error to record: where we stopped the body ourselves, our reason for it."""
     if watched.stop is not None and isinstance(error, SoftTimeLimitExceeded | JobCancelled | LeaseLost):
         return watched.stop.with_traceback(error.__traceback__)
@@ -204,7 +204,7 @@ def record(job: Job, outcome: Outcome, says: Declaration) -> Any:
     """Record an outcome, waiting for the database as long as it takes; raise what Celery must know."""
     try:
         if isinstance(outcome, Completed):
-            encoded = _encoded(outcome.result, job.task)
+            encoded = encoded_result(outcome.result, job.task)
             patiently(lambda: _recorded(job, lambda: _end(job, encoded, says)))
             return outcome.result
         if isinstance(outcome, Raised):
@@ -252,13 +252,13 @@ def _complete(job: Job, result: str | None) -> None:
 
 
 def _record_error(job: Job, error: BaseException, says: Declaration, known: Failure | None = None) -> Any:
-    failure, changes = (known, dict[str, Any]()) if known else _failure(error, job, says)
-    report = Report.of(_original(error))
+    failure, changes = (known, dict[str, Any]()) if known else failure_of(error, job, says)
+    report = Report.of(original_of(error))
     try:
         decision = patiently(lambda: _recorded(job, lambda: conclusion.conclude(job, failure, report, **changes)[1]))
     except MoveRefused as late:
         raise Ignore(f"late: {late}") from None
-    raise _for_celery(error, decision) from None
+    raise for_celery(error, decision) from None
 
 
 def _recorded(job: Job, act: Callable[[], Any]) -> Any:
@@ -284,7 +284,7 @@ def _holding(job: Job, act: Callable[[], Any]) -> Any:
         return act()
 
 
-def _failure(error: BaseException, job: Job, says: Declaration) -> tuple[Failure, dict[str, Any]]:
+def failure_of(error: BaseException, job: Job, says: Declaration) -> tuple[Failure, dict[str, Any]]:
     """What kind of failure an exception is, Celery's own ones included, and what else it changes."""
     if isinstance(error, Retry):
         if isinstance(error.exc, Snooze | RateLimited | JobCancelled | LeaseLost):
@@ -309,16 +309,16 @@ def _asked(error: Retry, job: Job, says: Declaration) -> tuple[Failure, dict[str
     return Failure(Kind.ASKED, "the task asked for it", wanted.get("delay")), changes
 
 
-def _original(error: BaseException) -> BaseException:
+def original_of(error: BaseException) -> BaseException:
     if isinstance(error, Retry) and isinstance(error.exc, BaseException):
         return error.exc
     return error
 
 
-def _for_celery(error: BaseException, decision: Decision) -> BaseException:
+def for_celery(error: BaseException, decision: Decision) -> BaseException:
     """What to raise so that Celery, its events and Flower see what happened."""
     if decision.target in (State.RETRYING, State.PENDING, State.RESERVED):
-        original = _original(error)
+        original = original_of(error)
         exc = original if isinstance(original, Exception) else JobFailed(str(original))
         when: Any = decision.delay.total_seconds()
         return Retry(decision.reason, exc=exc, when=when)
@@ -343,7 +343,7 @@ def hand_back(job: Job, why: str = HANDED_BACK) -> bool:
     return True
 
 
-def _encoded(result: Any, task: str) -> str | None:
+def encoded_result(result: Any, task: str) -> str | None:
     if result is None:
         return None
     return payload.limit(payload.to_json(result), int(settings().RESULT_LIMIT), f"(the result of) {task}")

@@ -316,7 +316,7 @@ class _Pattern:
         return _Call(job, self.says.key_scope, self.awaited)
 
     def _content(self, item: Any) -> Payload:
-        content = _payload(item)
+        content = Payload((item,)) if self.says.chunked and not isinstance(item, Payload) else _payload(item)
         dump = getattr(self.task, "_dump_pydantic_arguments", None)
         return content if dump is None else Payload(*dump(content.args, content.kwargs))
 

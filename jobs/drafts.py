@@ -42,10 +42,11 @@ class Declaration:
     idempotent: bool = False
     transactional: bool = False
     retry_policy: RetryPolicy = DEFAULT_POLICY
-    limits: tuple[limits.Limit, ...] = ()
+    limits: tuple[limits.Limit | limits.Gather, ...] = ()
     window: Window | None = None
     breakers: tuple[Breaker, ...] = ()
     retry_priority: Any = None
+    chunked: bool = False
     max_attempts: int | None = None
     time_limit: float | None = None
     soft_time_limit: float | None = None
@@ -79,13 +80,15 @@ def _read(name: str, task: Any) -> Declaration:
     if getattr(type(task), "adopted_class", False):
         return _of_others(name, task)
     policy = getattr(task, "retry_policy", None) or DEFAULT_POLICY
+    chunked = getattr(task, "chunked", False)
     return Declaration(
-        name=name, body=task.run, typed=getattr(task, "typed", False),
+        name=name, body=task.body_of_one() if chunked else task.run, typed=getattr(task, "typed", False),
         queue=getattr(task, "job_queue", None), priority=getattr(task, "job_priority", None),
         key=_key_of(task), key_scope=getattr(task, "key_scope", WHILE_UNFINISHED),
         version=getattr(task, "version", 1), upcasters=getattr(task, "upcasters", None),
         idempotent=getattr(task, "idempotent", False), transactional=getattr(task, "transactional", False),
-        retry_policy=policy, limits=tuple(getattr(task, "limits", ())), breakers=tuple(getattr(task, "breakers", ())),
+        retry_policy=policy, chunked=chunked, breakers=tuple(getattr(task, "breakers", ())),
+        limits=(*getattr(task, "limits", ()), *([task.gather()] if chunked else [])),
         retry_priority=getattr(task, "retry_priority", None), window=_window_of(task),
         max_attempts=None if policy.max_attempts else _of_celery(task),
         time_limit=getattr(task, "time_limit", None), soft_time_limit=getattr(task, "soft_time_limit", None),
@@ -313,6 +316,11 @@ def _correlation(given: dict[str, Any]) -> str:
 
 def _limits(given: dict[str, Any], says: Declaration) -> dict[str, float | None]:
     """Hard and soft time limit; the soft one always comes first, or the pool would never reach the hard one."""
+    own = [name for name in ("time_limit", "soft_time_limit") if given.get(name) not in (None, getattr(says, name))]
+    if own and says.chunked:
+        raise OptionError(
+            f"{own[0]} is that of a call for many jobs: declare it on {says.name}, not for one job of it."
+        )
     hard = _limit("time_limit", given, says.time_limit) or conf.current().TIME_LIMIT
     soft = _limit("soft_time_limit", given, says.soft_time_limit)
     if soft is not None and soft >= hard:

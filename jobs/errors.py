@@ -28,6 +28,10 @@ class DeclarationError(JobsError, TypeError):
     """A task that is declared wrongly; raised where it is declared."""
 
 
+class OutcomesError(JobsError, TypeError):
+    """What the body of a chunk returned does not say what became of each of its jobs."""
+
+
 class CheckpointError(JobsError, ValueError):
     """A checkpoint that cannot be kept: its name, its value, or where it is made."""
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from django.db.models import F, Max, Min, QuerySet
 
-from jobs import lifecycle
+from jobs import chunks, lifecycle
 from jobs.conf import current as settings
 from jobs.models import Job, Worker
 from jobs.states import State
@@ -63,7 +63,8 @@ def reports() -> Reports:
 
 def reserved() -> QuerySet[Job]:
     """The jobs whose message should be in the broker or with a worker."""
-    return Job.objects.using(lifecycle.alias()).filter(state=State.RESERVED, finished_at__isnull=True)
+    rows = Job.objects.using(lifecycle.alias()).filter(state=State.RESERVED, finished_at__isnull=True)
+    return rows.exclude(pk__in=chunks.led())
 
 
 def suspect_lines(now: datetime) -> dict[Line, datetime]:

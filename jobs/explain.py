@@ -10,10 +10,10 @@ from uuid import UUID
 
 from django.db.models import Q
 
-from jobs import bursts, gauges, lanes, lifecycle, reasons, standing, stats
+from jobs import bursts, chunks, gauges, lanes, lifecycle, reasons, standing, stats
 from jobs.conf import current as settings
 from jobs.explain_queue import QueueExplanation, explain_queue
-from jobs.limits import Kind, binds
+from jobs.limits import Kind, binds, gathers
 from jobs.models import Burst, Call, Job, Lane, Pause, Share
 from jobs.outbox import UNREACHABLE
 from jobs.reasons import Part, time
@@ -87,8 +87,8 @@ def _of_waiting(job: Job) -> list[Part]:
     later = [*_of_bursts(job), *_of_others(job), *_of_time(job, now)]
     parts = [*later, *_of_pauses(job)]
     if not later and job.lane and job.waiting:
-        parts += _of_limits(job, now)
-        parts += _of_order(job)
+        gathering = _of_gathering(job, now)
+        parts += [*gathering, *_of_limits(job, now), *([] if gathering else _of_order(job))]
     elif job.lane and job.waiting:
         parts += _of_circuits(job, now)
     if job.state == State.RESERVED:
@@ -138,6 +138,16 @@ def _of_time(job: Job, now: datetime) -> list[Part]:
 def _of_pauses(job: Job) -> list[Part]:
     where = Q(kind=Pause.Kind.QUEUE, name=job.queue) | Q(kind=Pause.Kind.TASK, name=job.task)
     return [reasons.paused(pause) for pause in Pause.objects.using(lifecycle.alias()).filter(where).order_by("kind")]
+
+
+def _of_gathering(job: Job, now: datetime) -> list[Part]:
+    """For how many others it waits, and until when; nothing where its chunk may go."""
+    bind = gathers(job.bound)
+    found = chunks.ready(job.lane, chunks.numbers(job.task, bind), (), now) if bind else None
+    if not isinstance(found, chunks.Gathering):
+        return []
+    sentence = f"It gathers with others: {found.many} of {found.size}, goes at the latest at {time(found.latest)}."
+    return [Part("chunk", sentence, found.latest, {"gathered": found.many, "size": found.size})]
 
 
 def _of_limits(job: Job, now: datetime) -> list[Part]:
@@ -221,8 +231,9 @@ def _other_tenants(job: Job) -> int:
 
 
 def _of_sent(job: Job, now: datetime) -> Iterator[Part]:
-    """Where a job is that was handed to the broker."""
-    holder = next((w for w in reasons.live_workers(now) if str(job.pk) in map(str, w.holds or ())), None)
+    """Where a job is that was handed to the broker, or the message that calls for it."""
+    leader = chunks.leader_of(job.pk)
+    holder = next((w for w in reasons.live_workers(now) if str(leader or job.pk) in map(str, w.holds or ())), None)
     if holder is not None:
         yield Part(
             "received",
@@ -230,8 +241,9 @@ def _of_sent(job: Job, now: datetime) -> Iterator[Part]:
             details={"worker": holder.name},
         )
         return
-    yield Part("sent", f"It was handed to the broker at {time(job.sent_at)}: a worker starts it next.")
-    if job.due_at is None:
+    how = f" with the message of {leader}, as one of its chunk" if leader else ""
+    yield Part("sent", f"It was handed to the broker at {time(job.sent_at)}{how}: a worker starts it next.")
+    if job.due_at is None or leader:
         return
     same = Job.objects.using(lifecycle.alias()).filter(finished_at=None, queue=job.queue, priority=job.priority)
     if before := _few(same.filter(_before(job), state=State.RESERVED).order_by("due_at")):

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from jobs import backlog, declared, gauges, lanes, lifecycle, reasons, standing, stats, tally
+from jobs import backlog, chunks, declared, gauges, lanes, lifecycle, reasons, standing, stats, tally
 from jobs.backlog import Number, Wait
 from jobs.gauges import Gauge
 from jobs.limits import Kind, binds
@@ -194,6 +194,10 @@ def _of_keys(found: _Found) -> Iterator[Part]:
             yield Part(
                 "circuit", f"{circuit.sentence.rstrip('.')}. {told} it.", circuit.until, circuit.details, wait.jobs
             )
+        elif wait.on == chunks.GATHERS:
+            first = chunks.first_at(found.queue)
+            sentence = f"{told} others of their chunk; the first go at {time(first)} at the latest."
+            yield Part("chunk", sentence, first, jobs=wait.jobs)
         elif gauge is None:
             yield Part("held", f"{told} {wait.on}.", jobs=wait.jobs, details={"key": wait.on})
         elif gauge.bind.kind is Kind.TOKENS:

@@ -355,14 +355,14 @@ def _guarded(name: Any) -> bool:
 
 
 def job_of(request: Waiting) -> UUID | None:
-    """The job whose message a request is, where it is one of ours."""
+    """The job whose message a request is, where it is one of ours and stands for no others."""
     return _job_in(request.request_dict)
 
 
 def _job_in(headers: Any) -> UUID | None:
     ours = headers.get(HEADER) if isinstance(headers, dict) else None
     try:
-        return UUID(str(ours["job"])) if isinstance(ours, dict) else None
+        return UUID(str(ours["job"])) if isinstance(ours, dict) and not ours.get("chunk") else None
     except (KeyError, ValueError):
         return None
 

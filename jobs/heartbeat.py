@@ -16,7 +16,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -56,6 +56,7 @@ class Watched:
 
     job: Job
     thread: int
+    chunk: list[Job] = field(default_factory=list)  # the jobs that run together, while they are ours
     started: float = field(default_factory=clock)
     renewed: float = field(default_factory=clock)
     stop: BaseException | None = None
@@ -101,9 +102,12 @@ _threads: list[green.Started] = []
 
 
 @contextmanager
-def watching(job: Job, leased: float | None = None) -> Iterator[Watched]:
-    """Keep a job's lease, which began at ``leased``, while the block runs; interrupt the block when it must stop."""
-    entry = Watched(job, threading.get_ident(), renewed=clock() if leased is None else leased)
+def watching(job: Job, leased: float | None = None, chunk: Sequence[Job] = ()) -> Iterator[Watched]:
+    """Keep a job's lease, which began at ``leased``, while the block runs; interrupt the block when it must stop.
+
+    With a chunk, of which it is one, the leases of all.
+    """
+    entry = Watched(job, threading.get_ident(), list(chunk), renewed=clock() if leased is None else leased)
     try:
         _enter(entry)
         yield entry
@@ -149,7 +153,7 @@ def watched(job_id: UUID) -> Watched | None:
 
 def held_here() -> list[UUID]:
     """The jobs whose bodies run in this process."""
-    return [entry.job.pk for entry in list(_watched.values())]
+    return [job.pk for entry in list(_watched.values()) for job in entry.chunk or [entry.job]]
 
 
 def hung() -> list[Watched]:
@@ -265,12 +269,15 @@ def _bounded() -> Iterator[None]:
 
 def _look(entries: list[Watched]) -> None:
     """See who was cancelled or overtaken; a claim that the database has forgotten is taken again."""
-    ids = [entry.job.pk for entry in entries]
+    ids = [job.pk for entry in entries for job in entry.chunk or [entry.job]]
     columns = ("state", "token", "cancel_requested_at", "cancel_reason")
     rows = {
         row[0]: row[1:] for row in Job.objects.using(lifecycle.alias()).filter(pk__in=ids).values_list("pk", *columns)
     }
     for entry in entries:
+        if entry.chunk:
+            _look_at_all(entry, rows)
+            continue
         state, token, cancelled_at, reason = rows.get(entry.job.pk, (None, None, None, ""))
         if state != State.RUNNING or token != entry.job.token:
             if lifecycle.claim_again(entry.job) is None:
@@ -279,11 +286,23 @@ def _look(entries: list[Watched]) -> None:
             _interrupt(entry, JobCancelled(reason or "cancelled"))
 
 
+def _look_at_all(entry: Watched, rows: dict[UUID, Any]) -> None:
+    """The call of a chunk goes on for those that are still ours; it stops when none is, or all were cancelled."""
+    ours = [job for job in entry.chunk if rows.get(job.pk, ())[:2] == (State.RUNNING, job.token)]
+    if not ours:
+        _interrupt(entry, LeaseLost("somebody else holds the jobs now"))
+        return
+    entry.chunk = ours
+    if all(rows[job.pk][2] is not None for job in ours):
+        _interrupt(entry, JobCancelled(rows[ours[0].pk][3] or "cancelled"))
+
+
 def _renew(entry: Watched) -> None:
     before = clock()
     if before - entry.renewed < settings().HEARTBEAT or entry.past_limit:
         return
-    if lifecycle.amend(entry.job, lease_until=Clock(timedelta(seconds=settings().LEASE))):
+    lease = timedelta(seconds=settings().LEASE)
+    if lifecycle.renew(entry.chunk, lease) if entry.chunk else lifecycle.amend(entry.job, lease_until=Clock(lease)):
         entry.renewed = before
 
 

@@ -19,8 +19,9 @@ from django.db import transaction
 from django.db.models import Value
 from django.db.models.functions import Greatest
 
-from jobs import circuits, declared, floods, lifecycle, limits, standing
+from jobs import chunks, circuits, declared, floods, lifecycle, limits, standing
 from jobs.allowance import Allowance, Bucket, Closed
+from jobs.chunks import Gathering
 from jobs.conf import current as settings
 from jobs.limits import Bind, Kind, Numbers
 from jobs.models import Allotment, Arrival, Job, Lane, Pause, Share, Slot, Worker
@@ -81,7 +82,7 @@ def changes(ahead: float) -> tuple[bool, bool, bool, bool]:
     )
     row = _one(
         "SELECT EXISTS(SELECT 1 FROM jobs_arrival) OR EXISTS(SELECT 1 FROM jobs_slot "
-        f"WHERE {_STATE.format(now=now)} NOT IN {_IN_FLIGHT}) OR {by_time.format(now)}, "
+        f"WHERE {_STATE.format(now=now)} NOT IN {_IN_FLIGHT}) OR {chunks.CHANGED} OR {by_time.format(now)}, "
         "EXISTS(SELECT 1 FROM jobs_share WHERE is_open) OR EXISTS(SELECT 1 FROM jobs_lane WHERE NOT (waits_on = '')), "
         f"EXISTS(SELECT 1 FROM jobs_slot), {by_time.format(soon)}"
     )
@@ -133,7 +134,16 @@ class _Lane:
     jobs: deque[tuple[Any, UUID]] = field(compare=False, default_factory=deque)
     chosen: list[UUID] = field(compare=False, default_factory=list)
     all_read: bool = field(compare=False, default=False)
-    closed: Closed | str | None = field(compare=False, default=None)
+    closed: Closed | Gathering | str | None = field(compare=False, default=None)
+    gathers: Bind | None = field(compare=False, default=None)
+    together: list[UUID] = field(compare=False, default_factory=list)
+
+    def next(self) -> list[UUID]:
+        """Take its first job; of jobs that gather, those that go together."""
+        if self.gathers is None:
+            return [self.jobs.popleft()[1]]
+        self.jobs.clear()
+        return self.together
 
 
 @dataclass(order=True, slots=True)
@@ -151,10 +161,12 @@ class _Share:
     all_read: bool = field(compare=False, default=False)
 
 
-def _lane(head: Any, lane_id: str, task: str, binds: tuple[Bind, ...], job_id: Any) -> _Lane:
+def _lane(
+    head: Any, lane_id: str, task: str, binds: tuple[Bind, ...], gathers: Bind | None, job_id: Any
+) -> _Lane:  # fmt: skip
     """A lane as it was read, with its first job."""
     jobs = deque([(head, UUID(str(job_id)))] if job_id is not None else [])
-    return _Lane(head, str(job_id or ""), lane_id, task, binds, jobs, all_read=job_id is None)
+    return _Lane(head, str(job_id or ""), lane_id, task, binds, jobs, all_read=job_id is None, gathers=gathers)
 
 
 @dataclass(slots=True)
@@ -195,6 +207,7 @@ class Release:
         self.looked_at: list[_Share] = []
         self.to_wake: dict[str, Bind] = {}
         self.paused: set[tuple[str, str]] = set()
+        self.chunks: list[list[UUID]] = []
 
     def run(self) -> list[Job]:
         """Choose, and write what was chosen."""
@@ -218,11 +231,12 @@ class Release:
 
     def _give_up_slots(self) -> list[tuple[UUID, str]]:
         """Slots of jobs that have ended, or wait again."""
+        apart = [(job_id, "") for job_id in chunks.tidy()]
         rows = _all(
             f"DELETE FROM jobs_slot WHERE {_STATE.format(now=lifecycle.clock_sql())} NOT IN {_IN_FLIGHT} "
             "RETURNING job_id, key"
         )
-        return [(UUID(str(job_id)), key) for job_id, key in rows]
+        return [*apart, *((UUID(str(job_id)), key) for job_id, key in rows)]
 
     def _take_in(self, freed: Sequence[tuple[UUID, str]]) -> None:
         """Open the lanes of the jobs that have come, or come back."""
@@ -243,7 +257,8 @@ class Release:
             "INSERT INTO jobs_lane (id, share_id, task, bound, priority, waits_on, turn, head_at, open_at) "
             f"SELECT %s, %s, %s, %s, %s, '', 0, x.head, x.head FROM ({head}) x WHERE x.head IS NOT NULL "
             "ON CONFLICT (id) DO UPDATE SET head_at = excluded.head_at, "
-            "open_at = CASE WHEN jobs_lane.waits_on = '' THEN excluded.open_at ELSE jobs_lane.open_at END",
+            f"open_at = CASE WHEN jobs_lane.waits_on IN ('', '{chunks.GATHERS}') THEN excluded.open_at "
+            "ELSE jobs_lane.open_at END",
             [(lane, shares[queue, priority, tenant], task, bound, priority, lane)
              for lane, queue, priority, tenant, task, bound in sorted(found)],
         )  # fmt: skip
@@ -367,7 +382,7 @@ class Release:
             self.flooded.add(queue)
         age = _Age(self, queue, lines)
         left = room
-        while left > 0:
+        while left > 0 and len(self.chosen) < self.limit:
             aged = age.turn()
             line = aged or next((line for line in lines.values() if line.next()), None)
             job_id = line.take() if line else None
@@ -399,12 +414,23 @@ class Release:
         if (Pause.Kind.TASK.value, lane.task) in self.paused:
             lane.closed = PAUSED
             return False
+        if lane.gathers is not None and not self._gathered(lane, lane.gathers):
+            return False
         self.learn(lane.binds)
         lane.closed = self.allowance.refusal(lane.binds)
         if lane.closed is not None:
             return False
         self.allowance.take(lane.binds)
         return True
+
+    def _gathered(self, lane: _Lane, bind: Bind) -> bool:
+        """Whether jobs of a lane go together now; else it is closed until they may."""
+        found = chunks.ready(lane.id, chunks.numbers(lane.task, bind), set(lane.chosen), self.now)
+        if isinstance(found, list):
+            lane.together = found
+            return True
+        lane.closed = found
+        return False
 
     def learn(self, binds: Iterable[Bind]) -> None:
         """Read how much of these keys is used."""
@@ -440,7 +466,7 @@ class Release:
     # --- Writing ---
 
     def _write(self) -> list[Job]:
-        jobs = lifecycle.reserve(list(self.chosen)) if self.chosen else []
+        jobs = chunks.form(self.chunks, lifecycle.reserve(list(self.chosen))) if self.chosen else []
         slots = [
             Slot(job_id=job.pk, key=key) for job in jobs for key in ("", *self._slots_of(self.chosen[job.pk].binds))
         ]
@@ -470,8 +496,7 @@ class Release:
         _many(
             "UPDATE jobs_lane SET waits_on = %s, open_at = %s, turn = %s WHERE id = %s",
             [
-                (closed_by if isinstance(closed_by, str) else closed_by.by.name,
-                 lifecycle.prepared("due_at", self._recheck(closed_by)), share.turn, lane.id)
+                (_reason(closed_by), lifecycle.prepared("due_at", self._recheck(closed_by)), share.turn, lane.id)
                 for share, lane, closed_by in closed
             ],
         )  # fmt: skip
@@ -480,8 +505,10 @@ class Release:
                 self.to_wake[closed_by.by.key] = closed_by.by
         _renew_shares([share.id for share in self.looked_at])
 
-    def _recheck(self, closed_by: Closed | str) -> datetime:
+    def _recheck(self, closed_by: Closed | Gathering | str) -> datetime:
         """When a closed lane is looked at, even if nobody opened it."""
+        if isinstance(closed_by, Gathering):
+            return closed_by.until
         if isinstance(closed_by, Closed) and closed_by.by.kind is Kind.CIRCUIT:
             since: datetime = closed_by.until or self.now
             return since + PARKED
@@ -534,15 +561,17 @@ class _Line:
         if not self.release.admit(lane):
             heapq.heappop(share.lanes)
             return None
-        _, job_id = lane.jobs.popleft()
-        lane.chosen.append(job_id)
+        job_ids = lane.next()
+        lane.chosen += job_ids
         if lane.jobs:
             lane.head, lane.first = lane.jobs[0][0], str(lane.jobs[0][1])
             heapq.heapreplace(share.lanes, lane)
-        self.release.chosen[job_id] = lane
+        self.release.chosen |= dict.fromkeys(job_ids, lane)
+        if lane.gathers is not None:
+            self.release.chunks.append(job_ids)
         share.turn += 1.0 / share.weight
         heapq.heapreplace(self._heap, share)
-        return job_id
+        return job_ids[0]
 
     def _lane(self, share: _Share) -> _Lane | None:
         """The lane of a share whose first job is the oldest, with that job."""
@@ -576,7 +605,8 @@ class _Line:
             first = str(job_id or "")
             share = _Share(turn, since, first, share_id, tenant, self.release.weight(tenant))
             if lane_id is not None:
-                lane = _lane(head, lane_id, task, self.release.binds(bound, self.queue, task, tenant), job_id)
+                binds = self.release.binds(bound, self.queue, task, tenant)
+                lane = _lane(head, lane_id, task, binds, limits.gathers(bound), job_id)
                 share.lanes, share.seen = [lane], {lane_id: lane}
             shares.append(share)
         self.release.looked_at += shares
@@ -596,7 +626,7 @@ class _Line:
         share.all_read = len(rows) < SLICE or len(share.seen) > SLICE
         for lane_id, head, task, bound, job_id in rows:
             binds = self.release.binds(bound, self.queue, task, share.tenant)
-            share.seen[lane_id] = lane = _lane(head, lane_id, task, binds, job_id)
+            share.seen[lane_id] = lane = _lane(head, lane_id, task, binds, limits.gathers(bound), job_id)
             heapq.heappush(share.lanes, lane)
         self.release.learn_all(share.lanes)
 
@@ -683,6 +713,12 @@ def _first_jobs(lane: str, others: str = "", columns: str = "id") -> str:
         f"SELECT {columns} FROM jobs_job WHERE lane = {lane} AND {_WAITS} AND due_at <= %s "
         f"AND cancel_requested_at IS NULL {others} ORDER BY due_at, id"
     )
+
+
+def _reason(closed_by: Closed | Gathering | str) -> str:
+    if isinstance(closed_by, Gathering):
+        return chunks.GATHERS
+    return closed_by if isinstance(closed_by, str) else closed_by.by.name
 
 
 def _open_lanes(ids: Sequence[str]) -> None:

@@ -231,6 +231,51 @@ def claiming_many(lease: timedelta) -> Statement:
     )
 
 
+def claim_chunk(leader_id: UUID, *, token: UUID, worker: str, pid: int, lease: timedelta) -> list[Job]:
+    """Start the next attempt of those jobs of a chunk that are still reserved, all at once; return them in order.
+
+    One that was released alone, by a release that knows nothing of chunks, is a chunk by itself.
+    """
+    members = (
+        "SELECT job_id FROM jobs_chunkmember WHERE leader_id = %s UNION ALL SELECT {} WHERE NOT EXISTS "
+        "(SELECT 1 FROM jobs_chunkmember WHERE job_id = %s)"
+    ).format("%s::uuid" if database().vendor == "postgresql" else "%s")
+    changes = {
+        "state": State.RUNNING, "reason": "", "attempt": Plus(1), "token": token, "worker": worker, "pid": pid,
+        "started_at": NOW, "lease_until": Clock(lease), "sends": 0,
+    }  # fmt: skip
+    where = (
+        f"id IN ({members}) AND state = '{State.RESERVED.value}' AND cancel_requested_at IS NULL "
+        f"AND (expires_at IS NULL OR expires_at > {_clock()}) AND {not_paused()}"
+    )
+    return _in_order(_update(changes, where, [_id(leader_id)] * 3, returning=True))
+
+
+def held_together(leader_id: UUID, token: UUID) -> list[Job]:
+    """The jobs of a chunk that run under this token, in order."""
+    members = "SELECT job_id FROM jobs_chunkmember WHERE leader_id = %s UNION ALL SELECT %s".replace(
+        "SELECT %s", "SELECT %s::uuid" if database().vendor == "postgresql" else "SELECT %s"
+    )
+    names = ", ".join(_quoted(field.column) for field in _slim())
+    with database().cursor() as cursor:
+        cursor.execute(
+            f"SELECT {names} FROM {_table()} WHERE id IN ({members}) AND state = '{State.RUNNING.value}' "
+            "AND token = %s", [_id(leader_id), _id(leader_id), _id(token)],
+        )  # fmt: skip
+        return _in_order(as_job(row) for row in cursor.fetchall())
+
+
+def _in_order(jobs: Iterable[Job]) -> list[Job]:
+    return sorted(jobs, key=lambda job: (job.due_at or job.created_at, job.pk))
+
+
+def renew(jobs: Sequence[Job], lease: timedelta) -> int:
+    """Renew the leases of jobs that run under one token; return how many still do."""
+    marks = ", ".join(["%s"] * len(jobs))
+    where = f"id IN ({marks}) AND state = '{State.RUNNING.value}' AND token = %s"
+    return int(_update({"lease_until": Clock(lease)}, where, [*(_id(job.pk) for job in jobs), _id(jobs[0].token)]))
+
+
 def id_in(row: Sequence[Any]) -> UUID:
     """The id of the job whose slim columns these are."""
     found: UUID = row[_slim_names().index("id")]

@@ -15,6 +15,8 @@ from typing import Any, ClassVar, Final, NamedTuple, Protocol
 from jobs.errors import DeclarationError, KeyCannotBeMade
 
 KEY_LENGTH: Final = 200
+LARGEST_CHUNK: Final = 1000  # jobs that one statement names
+LONGEST_GATHERING: Final = 24 * 3600  # seconds
 # What every key may name beside the parameters of the body.
 PLACES: Final = ("task", "queue", "tenant")
 NOBODY: Final = "(no tenant)"  # jobs without one count together
@@ -31,6 +33,7 @@ class Kind(StrEnum):
     SLOTS = "slots"  # jobs at a time
     TOKENS = "tokens"  # jobs in a span of time
     CIRCUIT = "circuit"  # failures
+    CHUNK = "chunk"  # jobs that go together; it holds none back for long
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +134,22 @@ class Keyed(Protocol):
         """What it allows."""
 
 
+@dataclass(frozen=True, slots=True)
+class Gather:
+    """Jobs with this key go together: ``size`` of them, or what there is after ``max_wait`` seconds."""
+
+    kind: ClassVar[Kind] = Kind.CHUNK
+
+    key: LimitKey
+    size: int
+    max_wait: float
+
+    @property
+    def numbers(self) -> Numbers:
+        """What it gathers, and for how long."""
+        return Numbers(float(self.size), float(self.max_wait))
+
+
 class Bind(NamedTuple):
     """A key that binds one job: what it counts, the rule that made it, and what that allowed when it was made."""
 
@@ -180,6 +199,24 @@ def check_template(name: str, key: Any, parameters: Mapping[str, Any] | None, wh
         )
 
 
+def check_gather(name: str, gather: Gather, parameters: Mapping[str, Any] | None) -> None:
+    """Refuse chunks that can never be formed: at declaration, with the remedy."""
+    size: object = gather.size
+    if not isinstance(size, int) or not _whole(size) or size > LARGEST_CHUNK:
+        raise DeclarationError(
+            f"The size of {name} is how many payloads one call gets at most: a whole number from 1 to "
+            f"{LARGEST_CHUNK:,}, not {gather.size!r}."
+        )
+    wait: object = gather.max_wait
+    if isinstance(wait, bool) or not isinstance(wait, int | float) or not 0 <= wait <= LONGEST_GATHERING:
+        raise DeclarationError(
+            f"The max_wait of {name} is for how many seconds a job waits for others at most: a number from 0 to "
+            f"{LONGEST_GATHERING:,} (a day), not {wait!r}."
+        )
+    if not callable(gather.key):
+        check_template(name, gather.key, parameters, "chunk")
+
+
 def rule_of(name: str, limit: Keyed) -> str:
     """By what a declared limit is known: its template, or the function of its task."""
     return f"{name}:{getattr(limit.key, '__name__', 'key')}" if callable(limit.key) else limit.key
@@ -221,9 +258,19 @@ def _key(name: str, limit: Keyed, arguments: Mapping[str, Any], tenant: str) -> 
 
 @functools.lru_cache(maxsize=4096)
 def binds(text: str) -> tuple[Bind, ...]:
-    """The keys that a row keeps."""
+    """The keys by which limits bind a row."""
+    return tuple(bind for bind in _binds(text) if bind.kind is not Kind.CHUNK)
+
+
+@functools.lru_cache(maxsize=4096)
+def gathers(text: str) -> Bind | None:
+    """The key under which a row gathers with others into a chunk."""
+    return next((bind for bind in _binds(text) if bind.kind is Kind.CHUNK), None)
+
+
+def _binds(text: str) -> list[Bind]:
     rows = json.loads(text) if text else []
-    return tuple(Bind(Kind(kind), key, rule, Numbers(amount, burst)) for kind, key, rule, amount, burst in rows)
+    return [Bind(Kind(kind), key, rule, Numbers(amount, burst)) for kind, key, rule, amount, burst in rows]
 
 
 def lane(queue: str, priority: int, tenant: str, task: str, text: str) -> str:

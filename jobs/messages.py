@@ -17,7 +17,7 @@ from celery.app.amqp import AMQP
 from celery.app.routes import MapRoute, Router
 from celery.utils.saferepr import saferepr
 
-from jobs import payload
+from jobs import limits, payload
 
 if TYPE_CHECKING:
     from jobs.models import Job
@@ -58,10 +58,10 @@ def asked(job: Job, priority: int, in_return: Mapping[str, Any]) -> dict[str, An
     """What ``send_task`` is asked for, to send a job's message; ``in_return`` is what the broker shall answer."""
     content, job_id = payload.decode(job.payload), str(job.pk)
     carried = payload.from_json(job.delivery) if job.delivery else {}
-    headers = {
-        **(carried.pop("headers", None) or {}),
-        HEADER: {"job": job_id, "correlation_id": job.correlation_id},
-    }
+    mark: dict[str, Any] = {"job": job_id, "correlation_id": job.correlation_id}
+    if limits.gathers(job.__dict__.get("bound", "")):
+        mark["chunk"] = True  # it stands for others too
+    headers = {**(carried.pop("headers", None) or {}), HEADER: mark}
     if not carried.get("exchange"):
         carried |= {"queue": job.queue, **in_return}
     return {

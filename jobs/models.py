@@ -469,6 +469,19 @@ class Slot(models.Model):
         return f"{self.job_id} {self.key}".strip()
 
 
+class ChunkMember(models.Model):
+    """A released job of a chunk, and the one whose message calls for all of them: the leader, itself a member."""
+
+    job_id = models.UUIDField(primary_key=True)
+    leader_id = models.UUIDField(db_index=True)
+
+    class Meta:
+        default_permissions = ()
+
+    def __str__(self) -> str:
+        return f"{self.job_id} with {self.leader_id}"
+
+
 class Bucket(models.Model):
     """The tokens of a key, as of a moment by the database's clock."""
 

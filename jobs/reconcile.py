@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from jobs import conclusion, evidence, lifecycle, publisher, successors
+from jobs import chunks, conclusion, evidence, lifecycle, publisher, successors
 from jobs import epoch as epochs
 from jobs.conf import current as settings
 from jobs.errors import BrokerUnavailable
@@ -154,6 +154,12 @@ def _send_again(line: Line, before: datetime, reports: Reports, limit: int) -> i
 
 def _lost(job: Job) -> bool:
     """Make a lost job due again, later each time; one that was sent in vain too often becomes a dead letter."""
+    with_it = chunks.mates(job.pk, State.RESERVED) if job.lane else []
+    found = [_tried_again(one) for one in (job, *with_it)]
+    return found[0]
+
+
+def _tried_again(job: Job) -> bool:
     return lifecycle.tried(job, lambda: _never_claimed(job) if job.sends >= settings().MAX_SENDS else _due_again(job))
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from uuid import UUID
 
-from jobs import audit, conclusion, control, epoch, evidence, lifecycle, publisher, successors
+from jobs import audit, chunks, conclusion, control, epoch, evidence, lifecycle, publisher, successors
 from jobs.conclusion import Report
 from jobs.conf import current as settings
 from jobs.errors import Refused, WorkerLost
@@ -66,16 +66,21 @@ def _find_lost() -> int:
 
 
 def lost_child(job_id: str, worker: str, pid: int | None, why: str, given: UUID | None = None) -> bool:
-    """The pool's child that ran a job is dead: give the job back at once, without waiting for its lease.
+    """The pool's child that ran a job, or all of its chunk, is dead: give back at once what it ran, without its lease.
 
     ``given`` is the token of the claim that was made for the child. The worker is asked for too: in containers,
     processes of several workers have the same pid.
     """
-    job = lifecycle.seen(UUID(job_id))
-    if job is None or job.state != State.RUNNING or pid is None:
+    if pid is None:
         return False
-    held = (job.worker, job.pid) == (worker, pid) or (given is not None and job.token == given)
-    return held and _lost(job, how_it_ended(why))
+    job, reason = lifecycle.seen(UUID(job_id)), how_it_ended(why)
+    running = [job] if job is not None and job.state == State.RUNNING else []
+    held = [
+        one for one in (*running, *chunks.mates(UUID(job_id), State.RUNNING))
+        if (one.worker, one.pid) == (worker, pid) or (given is not None and one.token == given)
+    ]  # fmt: skip
+    found = [_lost(one, reason) for one in held]
+    return any(found)
 
 
 def revoked(job_id: str, why: str) -> None:

@@ -19,13 +19,16 @@ from typing import (
     cast,
     overload,
 )
+from uuid import UUID
 
 from celery import _state, current_app
 
+from jobs import chunk_bodies
 from jobs.breaker import Breaker, check_breakers
-from jobs.errors import DeclarationError
+from jobs.errors import DeclarationError, OptionError
 from jobs.idempotency import FOREVER, NO_KEY, WHILE_UNFINISHED, Key, KeyScope, Sliding, check_key, check_scope
-from jobs.limits import Concurrency, Limit, Rate, check_limits
+from jobs.limits import Concurrency, Gather, Limit, LimitKey, Rate, check_gather, check_limits
+from jobs.outcomes import Done, Failed
 from jobs.payload import Payload
 from jobs.retry import RetryPolicy
 from jobs.states import LOWER, priority_from
@@ -35,6 +38,7 @@ from jobs.windows import Debounce, Throttle, check_window
 P = ParamSpec("P")
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
+T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 
 __all__ = [
@@ -42,8 +46,11 @@ __all__ = [
     "NO_KEY",
     "WHILE_UNFINISHED",
     "Breaker",
+    "ChunkTask",
     "Concurrency",
     "Debounce",
+    "Done",
+    "Failed",
     "IdempotentTask",
     "Rate",
     "RetryPolicy",
@@ -52,6 +59,7 @@ __all__ = [
     "Throttle",
     "Tracked",
     "TransactionalTask",
+    "chunk_task",
     "task",
 ]
 
@@ -114,6 +122,24 @@ class _Delay(_Verb):
         return super().__get__(instance, owner)
 
 
+class _OfOneJob:
+    """What a body has for its job is not there for many: it says so."""
+
+    def __init__(self, name: str, remedy: str) -> None:
+        self.name, self.remedy = name, remedy
+
+    def __get__(self, instance: Any, owner: Any) -> Any:
+        if instance is None:
+            return self
+        if self.name in _CELERY_ASKS and instance._job is None:
+            return getattr(super(ChunkTask, instance), self.name)
+        raise OptionError(f"A chunk has many jobs, and self.{self.name} is of one. {self.remedy}")
+
+
+_APART = "Do it in a task for each job, or keep it in a table of your own."
+_CELERY_ASKS = frozenset({"update_state", "replace"})
+
+
 class Task(Tracked):
     """A task of ours, as a class: declare, write ``run``, call ``TheTask.delay(...)``.
 
@@ -173,6 +199,99 @@ class TransactionalTask(Task):
     priority: Any
 
 
+class HasChunkBody(Protocol[T]):
+    """Anything whose ``run`` takes a list: what is in it is the parameter of ``delay``."""
+
+    @property
+    def run(self) -> Callable[[list[T]], Any]:
+        """The body."""
+        ...
+
+
+class _DelayOne(_Verb):
+    """``delay`` of one payload, for a type checker."""
+
+    @overload
+    def __get__(self, instance: None, owner: Callable[[], HasChunkBody[T]]) -> Callable[[T], Result[Any]]: ...
+    @overload
+    def __get__(self, instance: HasChunkBody[T], owner: Any) -> Callable[[T], Result[Any]]: ...
+    def __get__(self, instance: Any, owner: Any) -> Any:
+        return super().__get__(instance, owner)
+
+
+class ChunkTask(Task):
+    """A task whose body gets the payloads of many jobs at once: ``size`` of them, or what there is after ``max_wait``.
+
+    ``delay`` enqueues one payload, and each is a job with an outcome of its own. Those with the same ``chunk_by`` (a
+    template, or a function of the payload) go together.
+    """
+
+    abstract = True
+    chunked: ClassVar[bool] = True
+    size: ClassVar[int] = 100
+    max_wait: ClassVar[float] = 5.0
+    chunk_by: ClassVar[Any] = None
+    priority: Any
+
+    delay: _DelayOne = _DelayOne()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run: as an attempt when a worker calls, for one payload in eager mode, plainly when you do."""
+        if self.request.is_eager and self._job is None:
+            from jobs import together
+
+            return together.alone(self, *args, **kwargs)
+        return super().__call__(*args, **kwargs)
+
+    def _performed(self, job_id: UUID, worker: str) -> Any:
+        from jobs import together
+
+        return together.perform(self, job_id, worker)
+
+    def gather(self) -> Gather:
+        """By what its jobs gather."""
+        by = inspect.getattr_static(type(self), "chunk_by")
+        by = by.__func__ if isinstance(by, staticmethod) else by
+        return Gather("{task}" if by is None else by, self.size, self.max_wait)
+
+    def body_of_one(self) -> Callable[..., Any]:
+        """A function with the parameter that a call of one job has."""
+        kept: Callable[..., Any] | None = vars(self).get("mainstay_body_of_one")
+        if kept is None:
+            kept = self.mainstay_body_of_one = chunk_bodies.of_one(self.run)
+        return kept
+
+    @property
+    def job_ids(self) -> list[str]:
+        """The ids of the jobs whose payloads the body got, in their order."""
+        return [str(job.pk) for job in getattr(self.request, "mainstay_chunk", ())]
+
+    @property
+    def idempotency_tokens(self) -> list[str]:
+        """For each payload, a text for the outside world that is the same in all attempts and replays of its job."""
+        return [str(job.origin_id or job.pk) for job in getattr(self.request, "mainstay_chunk", ())]
+
+    idempotency_token: Any = _OfOneJob(
+        "idempotency_token", "Use self.idempotency_tokens, which has one for each payload."
+    )
+    idempotency_token_for: Any = _OfOneJob("idempotency_token_for", "Use self.idempotency_tokens.")
+    step: Any = _OfOneJob("step", _APART)
+    atomic_step: Any = _OfOneJob("atomic_step", _APART)
+    cursor: Any = _OfOneJob("cursor", _APART)
+    advance: Any = _OfOneJob("advance", _APART)
+    progress: Any = _OfOneJob("progress", _APART)
+    update_state: Any = _OfOneJob("update_state", _APART)
+    replace: Any = _OfOneJob(
+        "replace", "Enqueue what is to follow from a link of the jobs: task.apply_async(…, link=…)."
+    )
+
+    def retry(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:  # type: ignore[override]
+        """Celery's ``retry()``, for all jobs of the chunk. For one of them return ``Failed(TransientError(…))``."""
+        if args is not None or kwargs is not None:
+            raise OptionError(f"{self.name} runs many jobs in one call: retry() cannot give all of them one payload.")
+        return super().retry(**options)
+
+
 class FunctionTask(Task, Generic[P, R]):
     """The type of what ``@task`` returns."""
 
@@ -187,6 +306,18 @@ class FunctionTask(Task, Generic[P, R]):
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Call the body."""
         return cast(R, super().__call__(*args, **kwargs))
+
+
+class ChunkFunctionTask(ChunkTask, Generic[T]):
+    """The type of what ``@chunk_task`` returns."""
+
+    abstract = True
+
+    if TYPE_CHECKING:
+
+        def delay(self, payload: T) -> Result[Any]:  # type: ignore[override]
+            """Enqueue one payload."""
+            ...
 
 
 class Options(TypedDict, total=False):
@@ -211,6 +342,29 @@ class Options(TypedDict, total=False):
     idempotent: bool | None
 
 
+class ChunkOptions(TypedDict, total=False):
+    """What a chunk's function may declare, beside ``bind``: when a call is made, and what every task may declare."""
+
+    size: int
+    max_wait: float
+    chunk_by: LimitKey | None
+    base: type[ChunkTask]
+    name: str | None
+    queue: str | None
+    priority: Any
+    key: Key | None
+    key_scope: KeyScope
+    version: int
+    upcasters: Mapping[int, Callable[[Payload], Payload]] | None
+    retry_policy: RetryPolicy | None
+    limits: Sequence[Limit] | None
+    retry_priority: str | None
+    time_limit: float | None
+    soft_time_limit: float | None
+    idempotent: bool | None
+
+
+_OF_CHUNKS = frozenset(ChunkOptions.__annotations__) - frozenset(Options.__annotations__)
 _DECLARABLE = frozenset(Options.__annotations__) - {"base", "name"}
 
 
@@ -237,16 +391,20 @@ def task(
 
     ``base`` is ``Task``, ``IdempotentTask`` or ``TransactionalTask``; with ``bind`` the function gets the task first.
     """
-    unknown = set(declared) - _DECLARABLE
+    known = _DECLARABLE | _OF_CHUNKS if issubclass(base, ChunkTask) else _DECLARABLE
+    unknown = set(declared) - known
     if unknown:
         raise DeclarationError(
-            f"@task does not know {', '.join(sorted(unknown))}. It takes: {', '.join(sorted(_DECLARABLE))}."
+            f"@task does not know {', '.join(sorted(unknown))}. It takes: {', '.join(sorted(known))}."
         )
     given = {k: v for k, v in declared.items() if v is not None}
 
     def decorate(function: Callable[..., Any]) -> Any:
         check = {**_inherited(base), **given, "run": function if bind else staticmethod(function)}
-        _check_declared(name or f"{function.__module__}.{function.__name__}", check, _parameters(function, skip=bind))
+        called = name or f"{function.__module__}.{function.__name__}"
+        _check_declared(called, check, _parameters(function, skip=bind), function)
+        if callable(given.get("chunk_by")):
+            given["chunk_by"] = staticmethod(given["chunk_by"])
         from celery import shared_task
 
         make: Any = shared_task
@@ -255,22 +413,51 @@ def task(
     return decorate if fun is None else decorate(fun)
 
 
+@overload
+def chunk_task(function: Callable[[list[T]], Any], /) -> ChunkFunctionTask[T]: ...
+@overload
+def chunk_task(
+    *, bind: Literal[True], **options: Unpack[ChunkOptions]
+) -> Callable[[Callable[[Any, list[T]], Any]], ChunkFunctionTask[T]]: ...
+@overload
+def chunk_task(
+    *, bind: Literal[False] = ..., **options: Unpack[ChunkOptions]
+) -> Callable[[Callable[[list[T]], Any]], ChunkFunctionTask[T]]: ...
+def chunk_task(function: Any = None, /, *, bind: bool = False, **options: Any) -> Any:
+    """Make a chunk task of a function of a list: ``@chunk_task(size=100, max_wait=5.0, chunk_by="{tenant}")``."""
+    base = options.pop("base", ChunkTask)
+    if not (isinstance(base, type) and issubclass(base, ChunkTask)):
+        raise DeclarationError(
+            f"The base of a chunk task must be ChunkTask or a class of its own over it, not {base!r}."
+        )
+    make: Any = task
+    decorate = make(base=base, bind=bind, **options)
+    return decorate if function is None else decorate(function)
+
+
+_READ = (*_DECLARABLE, *_OF_CHUNKS, "job_queue", "job_priority", "transactional", "chunked")
+
+
 def _inherited(base: type[Task]) -> dict[str, Any]:
-    return {name: getattr(base, name, None) for name in (*_DECLARABLE, "job_queue", "job_priority", "transactional")}
+    return {name: inspect.getattr_static(base, name, None) for name in _READ}
 
 
 def _check(cls: type[Task]) -> None:
     body = vars(cls)["run"]
     skip = not isinstance(body, staticmethod)
     function = body.__func__ if isinstance(body, staticmethod) else body
-    declared = {name: getattr(cls, name, None) for name in (*_DECLARABLE, "job_queue", "job_priority", "transactional")}
+    declared = {name: getattr(cls, name, None) for name in _READ}
     if "_decorated" not in vars(cls):
         cls.name = vars(cls).get("name") or f"{cls.__module__}.{cls.__qualname__}"
-    _check_declared(cls.name, declared, _parameters(function, skip=skip))
+    _check_declared(cls.name, declared, _parameters(function, skip=skip), function)
 
 
-def _check_declared(name: str, says: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter]) -> None:
+def _check_declared(
+    name: str, says: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter], function: Callable[..., Any]
+) -> None:
     """Refuse a declaration that can never work, with the remedy."""
+    if says.get("chunked"):
+        parameters = _check_chunk(name, says, parameters, function)
     check_window(name, says.get("debounce"), says.get("throttle"), says.get("key"), parameters)
     if says.get("debounce") is None and says.get("throttle") is None:
         check_key(name, says.get("key"), parameters)
@@ -291,6 +478,29 @@ def _check_declared(name: str, says: Mapping[str, Any], parameters: Mapping[str,
         except ValueError as error:
             raise DeclarationError(f'The retry_priority of {name} is "{LOWER}" or a priority. {error}') from None
     _check_limits(name, says.get("time_limit"), says.get("soft_time_limit"))
+
+
+def _check_chunk(
+    name: str, says: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter], function: Callable[..., Any]
+) -> Mapping[str, inspect.Parameter]:
+    """Refuse what a chunk cannot be; return the parameter of a call of one job."""
+    if says.get("transactional"):
+        raise DeclarationError(
+            f"{name} cannot be a ChunkTask and a TransactionalTask: one job of a chunk may fail while others complete. "
+            "Open transaction.atomic() in its body around what belongs together, and declare a key."
+        )
+    for option, what in (("breakers", "a circuit"), ("debounce", "a burst"), ("throttle", "a burst")):
+        if says.get(option):
+            raise DeclarationError(
+                f"{name} cannot be a ChunkTask with {option}: {what} is about single jobs, and a call of a chunk runs "
+                f"many. Declare {option} on a task whose body enqueues a job of {name}."
+            )
+    chunk_bodies.check(name, parameters, function)
+    one = chunk_bodies.parameters()
+    by = says.get("chunk_by")
+    by = by.__func__ if isinstance(by, staticmethod) else by
+    check_gather(name, Gather("{task}" if by is None else by, says["size"], says["max_wait"]), one)
+    return one
 
 
 def _check_limits(name: str, hard: Any, soft: Any) -> None:

@@ -56,16 +56,22 @@ class Tracked(DjangoTask[..., Any]):
         request: Any = self.request
         if request.called_directly or request.is_eager or self._job is not None:
             return super().__call__(*args, **kwargs)  # also where a body calls its own task
-        from jobs import adoption, attempt
+        from jobs import adoption
 
         request.mainstay_job = adoption.job_of(self, request)
         if request.mainstay_job is None:
             return self.run(*args, **kwargs)
         try:
-            return attempt.perform(self, request.mainstay_job, request.hostname or "")
+            return self._performed(request.mainstay_job, request.hostname or "")
         except Ignore:
             adoption.keep_forgotten(self, request)
             raise
+
+    def _performed(self, job_id: UUID, worker: str) -> Any:
+        """One attempt of the job that this call stands for."""
+        from jobs import attempt
+
+        return attempt.perform(self, job_id, worker)
 
     def execute(self, *args: Any, **kwargs: Any) -> Any:
         """Run the body, through the ``__call__`` of the project's own base class where it has one."""

@@ -46,6 +46,11 @@ def test_the_options_of_a_task_are_those_of_the_code():
     assert set(rows("docs/reference/tasks.md", "Options")) == task._DECLARABLE
 
 
+def test_the_options_of_a_chunk_are_those_of_the_code():
+    said = {name: default for name, (default, *_) in rows("docs/reference/tasks.md", "Options of a chunk").items()}
+    assert said == {name: repr(getattr(task.ChunkTask, name)).replace("None", "none") for name in task._OF_CHUNKS}
+
+
 def test_the_bases_are_there_to_be_imported():
     assert [base for base in rows("docs/reference/tasks.md", "Base classes") if not hasattr(task, base)] == []
 

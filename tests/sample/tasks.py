@@ -30,14 +30,18 @@ from jobs.task import (
     FOREVER,
     NO_KEY,
     Breaker,
+    ChunkTask,
     Concurrency,
     Debounce,
+    Done,
+    Failed,
     IdempotentTask,
     Rate,
     Sliding,
     Task,
     Throttle,
     TransactionalTask,
+    chunk_task,
     task,
 )  # fmt: skip
 
@@ -809,3 +813,70 @@ def writes_and_snoozes(self: Any) -> None:
     """What it wrote is rolled back."""
     Group.objects.create(name="asleep")
     self.snooze(5)
+
+
+# --- Chunks -----------------------------------------------------------------------------------------
+
+
+class Mail(ChunkTask):
+    """Three go together, or what there is after a minute; a text says what becomes of it."""
+
+    size = 3
+    max_wait = 60.0
+    key = NO_KEY
+    retry_policy = RetryPolicy(max_attempts=5, base=0.05, cap=0.2)
+
+    def run(self, payloads: list[str]) -> list[Any]:
+        witness(f"chunk:{','.join(payloads)}")
+        for how in payloads:
+            if how.startswith("all "):
+                _of_chunk(how.removeprefix("all "))
+        return [_outcome(how) for how in payloads]
+
+
+def _of_chunk(how: str) -> None:
+    match how:
+        case "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "nap":
+            time.sleep(0.5)
+        case "hang":
+            time.sleep(60)
+        case _:
+            _MENU[how]()
+
+
+def _outcome(how: str) -> Any:
+    match how:
+        case "transient":
+            return Failed(TransientError("try again"))
+        case "permanent":
+            return PermanentError("never")
+        case "snooze":
+            return Failed(Snooze(30))
+        case "not json":
+            return Done(object())
+    return how.upper()
+
+
+@chunk_task(size=100, max_wait=0.3, retry_policy=RetryPolicy(max_attempts=6, base=0.05, cap=0.2))
+def send_together(payloads: list[str]) -> None:
+    """A hundred at most, soon: for real workers."""
+    witness(f"begin:{','.join(payloads)}")
+    for how in payloads:
+        if how.startswith("all "):
+            _of_chunk(how.removeprefix("all "))
+    witness(f"done:{','.join(payloads)}")
+
+
+@chunk_task(size=2, max_wait=60.0, chunk_by="{payload[account]}", limits=[Concurrency("ledger", 1)])
+def post(payloads: list[dict[str, Any]]) -> dict[int, Any]:
+    """By account, one call at a time."""
+    witness(f"post:{'+'.join(str(one['n']) for one in payloads)}")
+    return {place: Failed(PermanentError("no")) for place, one in enumerate(payloads) if one["n"] < 0}
+
+
+@chunk_task(size=2, max_wait=60.0)
+def answer_as_told(payloads: list[dict[str, Any]]) -> Any:
+    """Return what the first payload says."""
+    return payloads[0]["returns"]

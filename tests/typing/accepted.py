@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import assert_type
 
-from jobs.task import NO_KEY, IdempotentTask, Task, TransactionalTask, task
+from jobs.task import NO_KEY, ChunkTask, Done, Failed, IdempotentTask, Task, TransactionalTask, chunk_task, task
 
 
 class ChargeOrder(IdempotentTask):
@@ -90,3 +90,32 @@ class Settle(IdempotentTask):
         with self.advance("rows", self.cursor("rows", 0) + 1):
             pass
         return self.cursor("name", "")
+
+
+class SendMail(ChunkTask):
+    """A body for many: a call gives one of what it gets."""
+
+    size = 50
+    max_wait = 2.0
+    chunk_by = "{payload}"
+
+    def run(self, payloads: list[str]) -> list[Done | Failed]:
+        return [Done(token) for token in self.idempotency_tokens]
+
+
+@chunk_task
+def index(payloads: list[int]) -> None:
+    """A function for many."""
+
+
+@chunk_task(size=10, max_wait=1, queue="mail", key="x:{payload}", bind=True)
+def store(self: ChunkTask, payloads: list[dict[str, int]]) -> dict[int, Failed]:
+    """A bound function for many."""
+    return {0: Failed(ValueError(self.job_ids[0]))}
+
+
+SendMail.delay("ann@example.org").get()
+SendMail().delay("ann@example.org")
+SendMail.apply_async(("ann@example.org",), tenant="acme")
+assert_type(index.delay(7).id, str)
+store.delay({"product": 1}).ready()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jobs.task import IdempotentTask, Task, task
+from jobs.task import ChunkTask, IdempotentTask, Task, chunk_task, task
 
 
 class ChargeOrder(IdempotentTask):
@@ -80,3 +80,20 @@ class Settle(Task):
 
     def charge(self, reference: str) -> None:
         """What takes a text."""
+
+
+class SendMail(ChunkTask):
+    """A body for many: a call gives one."""
+
+    def run(self, payloads: list[str]) -> None:
+        """Nothing."""
+
+
+@chunk_task(size=2)
+def index(payloads: list[int]) -> None:
+    """A function for many."""
+
+
+SendMail.delay(7)  # refused
+SendMail.delay(["a"])  # refused
+index.delay("x")  # refused
