@@ -752,3 +752,19 @@ def test_a_lower_priority_on_retry_is_that_of_each_job() -> None:
     jobs = [lower.delay(name) for name in "ab"]
     attempt(lanes.release(10)[0].pk)
     assert [(fresh(job).state, fresh(job).priority) for job in jobs] == [(State.RETRYING, 30), (State.COMPLETED, 20)]
+
+
+def test_outcomes_that_say_nothing_are_not_tried_again_whatever_the_policy() -> None:
+    @chunk_task(name="tests.misread", size=1, retry_policy=RetryPolicy(transient=(Exception,)))
+    def misread(payloads: list[int]) -> Any:
+        return [1, 2]
+
+    job = misread.delay(1)
+    attempt(lanes.release(10)[0].pk)
+    assert (fresh(job).state, fresh(job).reason) == (State.FAILED, "its outcome could not be recorded")
+
+
+def test_a_job_that_is_about_to_be_cancelled_does_not_count() -> None:
+    jobs = mail("a", "b", "c")
+    Job.objects.filter(pk=jobs[0].id).update(cancel_requested_at=lifecycle.database_now())
+    assert released() == []
