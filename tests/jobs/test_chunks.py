@@ -768,3 +768,13 @@ def test_a_job_that_is_about_to_be_cancelled_does_not_count() -> None:
     jobs = mail("a", "b", "c")
     Job.objects.filter(pk=jobs[0].id).update(cancel_requested_at=lifecycle.database_now())
     assert released() == []
+
+
+def test_explain_of_a_queue_says_how_many_wait_for_others() -> None:
+    from jobs.explain import explain_queue
+
+    jobs = mail("a", "b")
+    lanes.release(10)
+    part = next(part for part in explain_queue("default").parts if part.word == "chunk")
+    assert part.sentence.startswith("2 jobs wait for others of their chunk; the first go at ")
+    assert part.until == fresh(jobs[0]).due_at + timedelta(seconds=60)
