@@ -29,7 +29,8 @@ from jobs.models import Bucket as BucketRow
 from jobs.states import WAITING, Priority, State
 
 LOCK = 7_212_340_512_845_001  # of PostgreSQL's advisory locks, for the length of a transaction
-ARRIVALS = 1000  # that one release takes in
+ARRIVALS = 1000  # that one release takes in at once
+TAKING_IN = 0.2  # seconds in which it takes in more of them
 SLICE = 500  # names in one statement
 LOOKS = 500  # shares that one release looks at, of a queue and priority
 AHEAD = 500  # the most jobs that the broker holds for workers of a queue that have their hands full
@@ -239,42 +240,16 @@ class Release:
         return [*apart, *((UUID(str(job_id)), key) for job_id, key in rows)]
 
     def _take_in(self, freed: Sequence[tuple[UUID, str]]) -> None:
-        """Open the lanes of the jobs that have come, or come back."""
-        came = _all(
-            f"DELETE FROM jobs_arrival WHERE id IN (SELECT id FROM jobs_arrival ORDER BY id LIMIT {ARRIVALS}) "
-            "RETURNING job_id"
-        )
-        ids = [*(UUID(str(row[0])) for row in came), *(job_id for job_id, key in freed if not key)]
-        found: set[Any] = set()
-        for part in _parts(ids):
-            rows = Job.objects.using(lifecycle.alias()).filter(pk__in=part, finished_at__isnull=True, state__in=WAITING)
-            found.update(rows.exclude(lane="").values_list("lane", "queue", "priority", "tenant", "task", "bound"))
-        if not found:
-            return
-        shares = self._shares_of({(queue, priority, tenant) for _, queue, priority, tenant, *_ in found})
-        head = f"SELECT MIN(due_at) AS head FROM jobs_job WHERE lane = %s AND {_WAITS}"
-        _many(
-            "INSERT INTO jobs_lane (id, share_id, task, bound, priority, waits_on, turn, head_at, open_at) "
-            f"SELECT %s, %s, %s, %s, %s, '', 0, x.head, x.head FROM ({head}) x WHERE x.head IS NOT NULL "
-            "ON CONFLICT (id) DO UPDATE SET head_at = excluded.head_at, "
-            f"open_at = CASE WHEN jobs_lane.waits_on IN ('', '{chunks.GATHERS}') THEN excluded.open_at "
-            "ELSE jobs_lane.open_at END",
-            [(lane, shares[queue, priority, tenant], task, bound, priority, lane)
-             for lane, queue, priority, tenant, task, bound in sorted(found)],
-        )  # fmt: skip
-        _renew_shares([shares[queue, priority, tenant] for _, queue, priority, tenant, *_ in found])
-
-    def _shares_of(self, wanted: set[tuple[str, int, str]]) -> dict[tuple[str, int, str], int]:
-        rows = Share.objects.using(lifecycle.alias())
-        new = [Share(queue=queue, priority=priority, tenant=tenant) for queue, priority, tenant in sorted(wanted)]
-        rows.bulk_create(new, ignore_conflicts=True, batch_size=SLICE)
-        ids: dict[tuple[str, int, str], int] = {}
-        for part in _parts(sorted({tenant for _, _, tenant in wanted})):
-            for pk, queue, priority, tenant in rows.filter(tenant__in=part).values_list(
-                "pk", "queue", "priority", "tenant"
-            ):
-                ids[queue, priority, tenant] = pk
-        return ids
+        """Open the lanes of the jobs that have come, or come back; of a crowd, as many as can be in a moment."""
+        _open_lanes_of([lifecycle.prepared("id", job_id) for job_id, key in freed if not key])
+        until, came = time.monotonic() + TAKING_IN, ARRIVALS
+        while came == ARRIVALS and time.monotonic() < until:
+            rows = _all(
+                f"DELETE FROM jobs_arrival WHERE id IN (SELECT id FROM jobs_arrival ORDER BY id LIMIT {ARRIVALS}) "
+                "RETURNING job_id"
+            )
+            came = len(rows)
+            _open_lanes_of([row[0] for row in rows])
 
     def _wake(self, freed: Sequence[tuple[UUID, str]]) -> None:
         """Open lanes that wait for a key which has something left again: no more than may go, and a few."""
@@ -719,6 +694,36 @@ def _reason(closed_by: Closed | Gathering | str) -> str:
     if isinstance(closed_by, Gathering):
         return chunks.GATHERS
     return closed_by if isinstance(closed_by, str) else closed_by.by.name
+
+
+def _open_lanes_of(job_ids: Sequence[Any]) -> None:
+    """See to it that the lanes of these jobs are known, with their shares."""
+    for part in _parts(job_ids):
+        # By their ids, whatever PostgreSQL believes of how many wait.
+        these = (
+            "WITH j AS MATERIALIZED (SELECT lane, queue, priority, tenant, task, bound, state, finished_at "
+            f"FROM jobs_job WHERE id IN ({', '.join(['%s'] * len(part))})) "
+        )
+        _run(
+            f"{these} INSERT INTO jobs_share (queue, priority, tenant, turn, is_open) "
+            f"SELECT DISTINCT j.queue, j.priority, j.tenant, 0.0, {_FALSE[lifecycle.database().vendor]} FROM j "
+            f"WHERE {_WAITS} ON CONFLICT DO NOTHING", part,
+        )  # fmt: skip
+        # The first job of each lane by the index, never by one look at all of the backlog.
+        head = f"(SELECT MIN(k.due_at) FROM jobs_job k WHERE k.lane = j.lane AND {_WAITS})"
+        rows = _all(
+            f"{these} INSERT INTO jobs_lane (id, share_id, task, bound, priority, waits_on, turn, head_at, open_at) "
+            "SELECT x.lane, s.id, x.task, x.bound, x.priority, '', 0, x.head, x.head FROM (SELECT DISTINCT "
+            f"j.lane, j.queue, j.priority, j.tenant, j.task, j.bound, {head} AS head FROM j WHERE {_WAITS}) x "
+            "JOIN jobs_share s ON s.queue = x.queue AND s.priority = x.priority AND s.tenant = x.tenant "
+            "WHERE x.head IS NOT NULL ON CONFLICT (id) DO UPDATE SET head_at = excluded.head_at, "
+            f"open_at = CASE WHEN jobs_lane.waits_on IN ('', '{chunks.GATHERS}') THEN excluded.open_at "
+            "ELSE jobs_lane.open_at END RETURNING share_id", part,
+        )  # fmt: skip
+        _renew_shares([row[0] for row in rows])
+
+
+_FALSE = {"postgresql": "false", "sqlite": "0"}
 
 
 def _open_lanes(ids: Sequence[str]) -> None:

@@ -473,6 +473,17 @@ def test_with_four_hands_a_user_who_has_two_running_lets_others_go_before(witnes
 # --- What it costs --------------------------------------------------------------------------------------
 
 
+def test_a_crowd_of_tenants_that_comes_at_once_delays_nobody_by_seconds(django_assert_max_num_queries: Any) -> None:
+    from jobs import bulk
+
+    bulk.bulk([note.s(str(n)).set(tenant=f"tenant{n}") for n in range(2500)])
+    workers(1)
+    with django_assert_max_num_queries(80):
+        lanes.release(1)
+    lanes.release(1)
+    assert Share.objects.count() >= 2000  # in three releases at the latest
+
+
 def test_a_release_reads_the_lines_by_their_indexes_and_not_the_backlog() -> None:
     from jobs import bulk
 
