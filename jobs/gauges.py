@@ -79,7 +79,7 @@ class Gauge:
         """How much is used, for people."""
         if self.bind.kind is Kind.SLOTS:
             return f"{self.used:,} of {self.numbers.amount:,g}"
-        return f"{int(self.left + 1e-9):,} of {self.numbers.burst:,g} tokens left"
+        return f"{int(self.left + 1e-9):,} of {self.numbers.burst:,g} left"
 
 
 def as_said(kind: str, numbers: Numbers) -> str:

@@ -394,9 +394,8 @@ class AllotmentAdmin(ActingAdmin):
 
     @admin.display(description="")
     def end(self, row: Allotment) -> SafeString:
-        """The buttons that change it and take it back."""
-        change = format_html('<a class="button" href="{}">Change…</a> ', set_address(row.kind, row.name))
-        return change + self.pressable(WITHDRAW, row)
+        """The button that takes it back; it is changed on its key's page."""
+        return self.pressable(WITHDRAW, row)
 
 
 def may_set(request: HttpRequest) -> bool:

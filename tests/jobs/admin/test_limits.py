@@ -63,7 +63,7 @@ def test_the_fullest_key_is_shown_with_what_is_used_of_it(chief: Client) -> None
     assert (row.fullest.key, row.fullest.said, row.keys) == ("user:bob", "2 of 2", 2)
     through_gateway.apply_async(("x",), tenant="t")
     lanes.release(10)
-    assert declared(chief, "gateway").fullest.said == "2 of 3 tokens left"
+    assert declared(chief, "gateway").fullest.said == "2 of 3 left"
 
 
 def test_the_page_of_a_key_names_the_jobs_that_have_its_slots(chief: Client) -> None:
