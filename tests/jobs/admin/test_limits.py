@@ -13,6 +13,7 @@ from jobs import control, lanes, lifecycle
 from jobs.models import Act, Allotment, Job, Worker
 from jobs.states import State
 from tests.jobs.admin.conftest import Visitor, said
+from tests.platform import running
 from tests.sample.tasks import alone, for_user, through_gateway
 
 LIST = reverse("admin:jobs_allotment_changelist")
@@ -111,6 +112,15 @@ def test_a_limit_is_set_with_name_and_reason_and_holds_with_the_next_release(chi
         f"slots {alone.name}",
         {"said": "3"},
     )
+
+
+def test_it_holds_at_once_also_while_all_that_went_by_it_run(chief: Client) -> None:
+    for letter in "abc":
+        alone.delay(letter)
+    (first,) = lanes.release(10)
+    running(first.pk)
+    chief.post(SLOTS, {"name": "{task}", "slots": "3", "reason": "it is night"})
+    assert len(lanes.release(10)) == 2
 
 
 def test_a_rate_and_a_weight_are_set(chief: Client) -> None:
