@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from django import forms
 from django.contrib import admin, messages
-from django.contrib.admin import SimpleListFilter
 from django.contrib.admin.views.main import ChangeList
 from django.core.exceptions import PermissionDenied, ValidationError
 from django.db.models import QuerySet
@@ -227,28 +226,12 @@ class Said(Rows):
             row.gauge = found.get((row.kind, row.name))
 
 
-class ByKind(SimpleListFilter):
-    """Of jobs at a time, of starts, or of a tenant's turns."""
-
-    title = "kind"
-    parameter_name = "kind"
-
-    def lookups(self, request: HttpRequest, model_admin: Any) -> Sequence[tuple[str, str]]:
-        """The three."""
-        return list(WHAT.items())
-
-    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        """Those of the kind."""
-        return queryset.filter(kind=self.value()) if self.value() in WHAT else queryset
-
-
 @admin.register(Allotment)
 class AllotmentAdmin(ActingAdmin):
     """The declared limits, and what operators said in their place."""
 
     list_display = ("named", "now", "use", "whose", "end")
     list_display_links = None
-    list_filter = (ByKind,)
     ordering = ("kind", "name")
     search_fields = ("name",)
     search_help_text = "The beginning of a key or of a tenant's name."

@@ -18,16 +18,18 @@ from django.urls import reverse
 
 from dlq import stats as letter_stats
 from dlq.models import DeadLetter
-from jobs import attempt, control, lifecycle, rescue, retention, stats, tally
+from jobs import attempt, bulk, control, lanes, lifecycle, rescue, retention, stats, tally
 from jobs.admin.health import warnings
+from jobs.explain import explain, explain_queue
 from jobs.models import Job
 from jobs.reconcile import Reconciler
 from jobs.states import State
-from tests.sample.tasks import add
+from tests.sample.tasks import add, alone, note
 from tests.scale.history import QUEUES, TASKS
 
 WARM, TIMES = 3, 9
 DUE = 500
+TENANTS = 1_000
 CHANGING = ("enqueue", "claim")  # what comes after them needs what they leave
 
 
@@ -68,7 +70,7 @@ class Operation:
 def operations() -> list[Operation]:
     """All of them, on the history that there is."""
     _make_some_due()
-    return [*_hot(), *_chores(), *_lists(), *_letters(), *_numbers(), *_pruning()]
+    return [*_hot(), *_chores(), *_lists(), *_letters(), *_numbers(), *_waiting(), *_pruning()]
 
 
 def _make_some_due() -> None:
@@ -199,6 +201,27 @@ def _numbers() -> Iterator[Operation]:
     yield Operation("jobs list --key", lambda: stats.find(key=key))
     yield Operation("dlq list", letter_stats.find)
     yield Operation("dlq list --task", lambda: letter_stats.find(task="add"))
+
+
+# --- What waits, and why
+
+
+def _waiting() -> Iterator[Operation]:
+    client = _chief()
+    bulk.bulk([note.s("x").set(tenant=f"waiting-{number}") for number in range(TENANTS)])
+    bulk.bulk(alone, [str(number) for number in range(TENANTS)], tenant="flood")
+    lanes.release(1)
+    last = Job.objects.filter(tenant="flood", finished_at__isnull=True).order_by("-created_at")[0]
+    for name, model, query in (
+        ("waiting lines", "share", {}), ("what a queue waits for", "share", {"queue": QUEUES[0]}),
+        ("limits", "allotment", {}),
+    ):  # fmt: skip
+        at = reverse(f"admin:jobs_{model}_changelist")
+        yield Operation(f"admin: {name}", lambda at=at, query=query: _seen(client.get(at, query)))
+    page = reverse("admin:jobs_job_change", args=[last.pk])
+    yield Operation("admin: page of a job that waits", lambda: _seen(client.get(page)))
+    yield Operation("jobs explain", lambda: explain(last.pk))
+    yield Operation("jobs explain --queue", lambda: explain_queue(QUEUES[0]))
 
 
 def _pruning() -> Iterator[Operation]:

@@ -255,4 +255,3 @@ def test_a_long_list_is_paged_and_found_by_the_beginning_of_a_name(chief: Client
     control.allot("acme", weight=2, by="ann")
     assert len(chief.get(LIST).context["cl"].result_list) == 50
     assert [row.name for row in chief.get(LIST, {"q": "acm"}).context["cl"].result_list] == ["acme"]
-    assert [row.name for row in chief.get(LIST, {"kind": "weight"}).context["cl"].result_list] == ["acme"]
