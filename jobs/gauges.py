@@ -28,6 +28,7 @@ class Rule:
     numbers: Numbers
     tasks: tuple[str, ...]
     by_function: bool = False
+    templates: frozenset[str] = frozenset()
 
     @property
     def said(self) -> str:
@@ -36,7 +37,7 @@ class Rule:
 
     def makes(self, key: str) -> bool:
         """Whether this may be one of its keys; of a function's, nobody can say."""
-        if self.by_function or key == self.name:
+        if self.by_function or key == self.name or key in self.templates:
             return True
         return "{" not in key and bool(_pattern(self.name, self.tasks).fullmatch(key))
 
@@ -100,16 +101,19 @@ def as_said(kind: str, numbers: Numbers) -> str:
 
 
 def rules() -> list[Rule]:
-    """What the tasks of the project declare, by kind and template."""
-    found: dict[tuple[Kind, str], list[tuple[str, Limit]]] = {}
+    """What the tasks of the project declare, by kind and template; one that is a task's name is each task's own."""
+    found: dict[tuple[Kind, str], list[tuple[str, str, Limit]]] = {}
     for name, task in declared.tasks().items():
         for limit in getattr(task, "limits", None) or ():
             if isinstance(limit, Concurrency | Rate):
-                found.setdefault((limit.kind, rule_of(name, limit)), []).append((name, limit))
+                template = rule_of(name, limit)
+                own = template.replace("{task}", name)
+                shown = template if "{" in own or callable(limit.key) else own
+                found.setdefault((limit.kind, shown), []).append((name, template, limit))
     return [
         Rule(
-            kind, name, min(limit.numbers for _, limit in by), tuple(dict.fromkeys(task for task, _ in by)),
-            any(callable(limit.key) for _, limit in by),
+            kind, name, min(limit.numbers for _, _, limit in by), tuple(dict.fromkeys(task for task, _, _ in by)),
+            any(callable(limit.key) for _, _, limit in by), frozenset(template for _, template, _ in by),
         )
         for (kind, name), by in sorted(found.items(), key=lambda item: (item[0][1], item[0][0]))
     ]  # fmt: skip

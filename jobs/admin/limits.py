@@ -165,7 +165,6 @@ class Declared:
     said: Allotment | None
     fullest: Gauge | None
     keys: int
-    lanes: int
 
     @property
     def in_code(self) -> str:
@@ -196,15 +195,17 @@ class Declared:
 
 def declared_limits() -> list[Declared]:
     """Every limit that tasks declare, with what holds in its place and its fullest key."""
-    said = {(row.kind, row.name): row for row in Allotment.objects.filter(name__in=[r.name for r in gauges.rules()])}
+    rules, rows = gauges.rules(), []
+    names = {name for rule in rules for name in (rule.name, *rule.templates)}
+    said = {(row.kind, row.name): row for row in Allotment.objects.filter(name__in=names)}
     of: dict[tuple[str, str], list[Gauge]] = {}
     for gauge in gauges.in_use():
-        of.setdefault((gauge.bind.kind.value, gauge.bind.rule), []).append(gauge)
-    rows = []
-    for rule in gauges.rules():
-        found = of.get((rule.kind.value, rule.name), [])
-        lanes = sum(gauge.lanes for gauge in found)
-        rows.append(Declared(rule, said.get((rule.kind.value, rule.name)), next(iter(found), None), len(found), lanes))
+        for name in {gauge.bind.rule, gauge.key}:
+            of.setdefault((gauge.bind.kind.value, name), []).append(gauge)
+    for rule in rules:
+        kind, found = rule.kind.value, of.get((rule.kind.value, rule.name), [])
+        holds = next((said[kind, name] for name in (rule.name, *rule.templates) if (kind, name) in said), None)
+        rows.append(Declared(rule, holds, next(iter(found), None), len(found)))
     return rows
 
 
@@ -294,7 +295,7 @@ class AllotmentAdmin(ActingAdmin):
 
     def _limit(self, request: HttpRequest, kind: str, name: str) -> dict[str, Any]:
         rule, said = gauges.rule(kind, name), gauges.said(kind, name)
-        many_keys = rule is not None and (rule.by_function or "{" in name)
+        many_keys = "{" in name or (rule is not None and rule.by_function)
         keys = [g for g in gauges.in_use() if (g.bind.kind, g.bind.rule) == (kind, name)] if many_keys else []
         gauge = None if many_keys else gauges.of_key(kind, name)
         above = [each for each in gauges.rules_of(kind, name) if each.name != name and not each.by_function][:1]

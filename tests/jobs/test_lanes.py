@@ -1,5 +1,6 @@
 """Who goes next: most urgent first, tenants in turn, within every limit; and no priority starves."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from itertools import count
@@ -15,7 +16,7 @@ from jobs import control, floods, lanes, lifecycle, outbox, publisher
 from jobs.models import Allotment, Arrival, Bucket, Job, Lane, Share, Slot, Worker
 from jobs.states import State
 from tests.platform import Witness, attempt, drain, fresh, running
-from tests.sample.tasks import alone, for_user, note, through_gateway
+from tests.sample.tasks import alone, for_user, note, three_at_a_time, through_gateway
 
 pytestmark = pytest.mark.django_db
 
@@ -362,6 +363,14 @@ def test_a_running_job_counts_until_it_is_taken_from_its_runner() -> None:
     rescue.rescue()
     aged(60)
     assert len(released()) == 1
+
+
+def test_tasks_that_write_one_template_with_their_own_names_in_it_have_each_their_own_number() -> None:
+    workers(20)
+    for number in range(5):
+        alone.delay(f"alone {number}")
+        three_at_a_time.delay(f"three {number}")
+    assert Counter(name.split()[0] for name in released()) == {"alone": 1, "three": 3}
 
 
 def test_several_limits_are_taken_all_or_none() -> None:

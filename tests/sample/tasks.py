@@ -254,6 +254,12 @@ def alone(name: str, seconds: float = 0.0) -> None:
     witness(f"end:{name}")
 
 
+@task(limits=[Concurrency("{task}", 3)])
+def three_at_a_time(name: str) -> None:
+    """A limit of its own, by a template that others write too."""
+    witness(name)
+
+
 @task(limits=[Rate("gateway", "10/s", burst=3), Concurrency("{tenant}", 2), Concurrency("{queue}", 4)])
 def through_gateway(name: str) -> None:
     """With a limit of each sort."""

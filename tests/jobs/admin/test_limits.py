@@ -14,7 +14,7 @@ from jobs.models import Act, Allotment, Job, Worker
 from jobs.states import State
 from tests.jobs.admin.conftest import Visitor, said
 from tests.platform import running
-from tests.sample.tasks import alone, for_user, through_gateway
+from tests.sample.tasks import alone, for_user, three_at_a_time, through_gateway
 
 LIST = reverse("admin:jobs_allotment_changelist")
 ACT = reverse("admin:jobs_allotment_act")
@@ -65,6 +65,13 @@ def test_the_fullest_key_is_shown_with_what_is_used_of_it(chief: Client) -> None
     through_gateway.apply_async(("x",), tenant="t")
     lanes.release(10)
     assert declared(chief, "gateway").fullest.said == "2 of 3 left"
+
+
+def test_tasks_that_limit_themselves_by_one_template_are_listed_each_with_its_own(chief: Client) -> None:
+    assert declared(chief, alone.name).in_code == "1 at a time"
+    assert declared(chief, three_at_a_time.name).in_code == "3 at a time"
+    control.allot("{task}", slots=7, by="ann", reason="x")
+    assert declared(chief, three_at_a_time.name).now == "7 at a time"
 
 
 def test_the_page_of_a_key_names_the_jobs_that_have_its_slots(chief: Client) -> None:
