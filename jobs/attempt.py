@@ -43,6 +43,7 @@ from jobs.states import State
 
 logger = logging.getLogger("jobs.attempt")
 
+MOMENT = 0.5  # seconds for which a claim made ahead says that the job may run
 COMMIT_SILENCE = 60.0  # seconds that the end of a transactional body may take
 
 _database = outage.Outage(logger, "Attempts wait for it.")
@@ -98,7 +99,7 @@ def claim(job_id: UUID, worker: str, *, breakers: bool = False) -> tuple[Job, fl
     """
     given = handover.claimed(job_id)
     if given is not None and given.row is not None and heartbeat.clock() - given.asked < settings().LEASE / 3:
-        return lifecycle.as_job(given.row), given.asked
+        return _still_wanted(lifecycle.as_job(given.row), given.asked), given.asked
     token = given.token if given is not None else uuid4()
     lease, asked = timedelta(seconds=settings().LEASE), 0.0
 
@@ -117,6 +118,14 @@ def claim(job_id: UUID, worker: str, *, breakers: bool = False) -> tuple[Job, fl
         patiently(lambda: refuse(job_id))
         raise Ignore(f"job {job_id} is not to be run now")
     return job, asked
+
+
+def _still_wanted(job: Job, asked: float) -> Job:
+    """A job that was claimed ahead of its turn: if it waited here, its queue or task may have been paused meanwhile."""
+    waited = heartbeat.clock() - asked > MOMENT
+    if waited and patiently(lambda: lifecycle.paused(job)) and hand_back(job, UNBEGUN):
+        raise Ignore(f"job {job.pk} is paused")
+    return job
 
 
 def _claimed_before(job_id: UUID, token: UUID, lease: timedelta) -> Job | None:

@@ -13,7 +13,7 @@ from django.db import transaction
 from jobs import checkpoints, circuits, declared, drafts, lifecycle, limits, payload, successors
 from jobs.conf import current as settings
 from jobs.failures import Failure, Kind, hung
-from jobs.lifecycle import Clock, Plus
+from jobs.lifecycle import Clock, Column, Plus
 from jobs.models import Attempt, Job
 from jobs.retry import Bounds, Decision, History
 from jobs.signals import job_failed
@@ -108,7 +108,9 @@ def _move(job: Job, failure: Failure, decision: Decision, report: Report, change
     if "payload" in changes and payload.decode(changes["payload"]) != payload.decode(job.payload):
         checkpoints.forget(job)
     if decision.target in (State.RETRYING, State.PENDING):
-        changes["due_at"] = Clock(decision.delay)
+        # What was not begun in earnest keeps its place.
+        kept = failure.kind is Kind.HANDED_BACK and not decision.delay
+        changes["due_at"] = Column("due_at") if kept else Clock(decision.delay)
     return lifecycle.move(job, decision.target, decision.reason, **changes)
 
 

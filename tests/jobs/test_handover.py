@@ -10,7 +10,7 @@ import pytest
 from celery.exceptions import Ignore
 from django.utils import timezone
 
-from jobs import attempt, handover, heartbeat, lifecycle, shutdown
+from jobs import attempt, control, handover, heartbeat, lifecycle, shutdown
 from jobs.conf import current as settings
 from jobs.handover import Claimed, Inward
 from jobs.models import Job
@@ -55,6 +55,16 @@ def test_a_child_begins_at_once_with_a_fresh_claim(held: Job, django_assert_num_
     with django_assert_num_queries(0):
         job, leased = begun(claim)
     assert (job.pk, job.token, leased) == (held.pk, held.token, claim.asked)
+
+
+@pytest.mark.parametrize("paused", [{"queue": "default"}, {"task": add.name}], ids=str)
+def test_a_job_that_was_claimed_ahead_is_not_begun_when_it_is_paused_meanwhile(
+    held: Job, paused: dict[str, str]
+) -> None:
+    control.pause(**paused, reason="", by="ann")
+    with pytest.raises(Ignore):
+        begun(claim_of(held, age=1.0))
+    assert (fresh(held).state, fresh(held).due_at) == (State.PENDING, held.due_at)
 
 
 @pytest.mark.parametrize("certain", [True, False])

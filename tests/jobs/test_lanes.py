@@ -12,6 +12,7 @@ import pytest
 from django.db import connection, transaction
 from django.db.models import F
 
+from jobs import attempt as attempts
 from jobs import control, floods, lanes, lifecycle, outbox, publisher
 from jobs.models import Allotment, Arrival, Bucket, Job, Lane, Share, Slot, Worker
 from jobs.states import State
@@ -441,6 +442,18 @@ def test_a_paused_queue_lets_nothing_go() -> None:
     assert released() == []
     control.resume(queue="default", by="ann")
     assert released() == ["x"]
+
+
+def test_who_is_taken_back_by_a_pause_or_handed_back_keeps_his_place() -> None:
+    for letter in "abc":
+        note.apply_async((letter,), tenant="t")
+    workers(1)
+    assert released() == ["a", "b"]
+    job = running(Job.objects.get(state=State.RESERVED, payload__contains='"a"').pk)
+    control.pause(queue="default", reason="", by="ann")
+    assert attempts.hand_back(job)
+    control.resume(queue="default", by="ann")
+    assert started_one_by_one() == ["a", "b", "c"]
 
 
 def test_a_job_that_is_cancelled_while_it_waits_does_not_go() -> None:
