@@ -89,6 +89,16 @@ def later(seconds: float) -> None:
     Call.objects.update(at=F("at") - ago)
 
 
+def to_be_looked_at() -> None:
+    """The conductor looks at all bursts each time."""
+    Burst.objects.update(look_at=F("look_at") - timedelta(hours=1))
+
+
+def quiet_for(seconds: float) -> None:
+    """So long since the last call that is committed."""
+    Call.objects.update(at=F("at") - timedelta(seconds=seconds))
+
+
 def runs() -> list[str]:
     """What ran, of all that may go."""
     gathering.let_go()
@@ -107,10 +117,9 @@ def test_callers_of_an_open_burst_do_not_wait_for_each_other(calling: Any) -> No
 
 def test_a_burst_waits_for_who_is_calling(calling: Any) -> None:
     first = calmly.delay(7, "a")
-    later(29)
+    to_be_looked_at()
     open_one = calling(lambda: calmly.delay(7, "b"))
-    time.sleep(1.1)
-    Burst.objects.filter(look_at__isnull=True)
+    quiet_for(31)
     assert runs() == []
     open_one.end()
     later(31)
@@ -123,10 +132,9 @@ def test_a_burst_does_not_wait_for_ever_and_what_comes_late_is_the_next_one(
 ) -> None:
     monkeypatch.setattr(gathering, "GRACE", 0.1)
     first = calmly.delay(7, "a")
-    later(29)
+    to_be_looked_at()
     open_one = calling(lambda: calmly.delay(7, "b"))
-    time.sleep(1.3)
-    Job.objects.count()
+    quiet_for(31)
     assert runs() == ["7 a"]
     assert fresh(first).state == State.COMPLETED
     open_one.end()
@@ -141,9 +149,9 @@ def test_a_burst_does_not_wait_for_ever_and_what_comes_late_is_the_next_one(
 def test_what_comes_late_and_is_rolled_back_was_never_called(calling: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gathering, "GRACE", 0.1)
     calmly.delay(7, "a")
-    later(29)
+    to_be_looked_at()
     open_one = calling(lambda: calmly.delay(7, "b"))
-    time.sleep(1.3)
+    quiet_for(31)
     assert runs() == ["7 a"]
     open_one.end(commit=False)
     later(80)
