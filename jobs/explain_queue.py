@@ -93,6 +93,8 @@ class _Found:
     oldest: datetime | None
     gauges: dict[str, Gauge] = field(default_factory=dict)
     circuits: dict[str, Part] = field(default_factory=dict)
+    whole: list[Gauge] = field(default_factory=list)
+    held_whole: Number = backlog.NONE
     paused: dict[str, Number] = field(default_factory=dict)
     turns: Number = backlog.NONE
     tenants: set[str] = field(default_factory=set)
@@ -144,6 +146,8 @@ def _sort_out(found: _Found) -> None:
     names = [wait.on for wait in found.waits if _kind(wait.on)][:KEYS_READ]
     binds_of = {b.name: b for wait in found.waits if wait.first for b in binds(wait.first.bound) if b.name in names}
     binds_of |= {name: bind for name in names if name not in binds_of and (bind := standing.named(name))}
+    # Of a whole queue, task or tenant: no row keeps it.
+    binds_of |= {name: bind for name in names if name not in binds_of and (bind := standing.named(name)) is not None}
     found.gauges = {gauge.bind.name: gauge for gauge in gauges.of(binds_of.values()) if gauge.full}
     for wait in found.waits:
         held = sum((n for task, n in wait.tasks.items() if task in tasks), backlog.NONE)
@@ -166,6 +170,17 @@ def _sort_out(found: _Found) -> None:
         seen = sum((w.jobs for w in found.waits), backlog.NONE).of + sum(jobs.of for _, _, jobs in found.direct)
         new = found.waiting.of - seen - found.later.jobs.of - found.for_others.of - found.gathering.of
         found.turns += Number(max(0, new))
+    _hold_all(found)
+
+
+def _hold_all(found: _Found) -> None:
+    """Where a limit of the whole queue is full, nobody has a turn."""
+    of_queue = gauges.of(standing.binds(standing.said_now(), found.queue))
+    found.whole = [gauge for gauge in of_queue if gauge.full]
+    names = {gauge.bind.name for gauge in found.whole}
+    found.held_whole = sum((wait.jobs for wait in found.waits if wait.on in names), backlog.NONE)
+    if found.whole:
+        found.held_whole, found.turns = found.held_whole + found.turns, backlog.NONE
 
 
 def _of_queue_pauses(found: _Found) -> Iterator[Part]:
@@ -184,35 +199,43 @@ def _of_whole_queue(found: _Found) -> Iterator[Part]:
 
 def _of_keys(found: _Found) -> Iterator[Part]:
     """The keys for which most jobs wait, one by one; the others together."""
-    held = [wait for wait in found.waits if wait.on not in ("", lanes.PAUSED)]
+    whole = {gauge.bind.name for gauge in found.whole}
+    held = [wait for wait in found.waits if wait.on not in ("", lanes.PAUSED, *whole)]
     known = {*found.gauges, *found.circuits}
     held = [wait for wait in held if wait.on in known or not _known_kind(wait.on) or wait.first is None]
+    for full in found.whole:
+        yield _of_gauge(full, found.held_whole)
     for wait in held[:NAMED]:
         gauge, circuit = found.gauges.get(wait.on), found.circuits.get(wait.on)
         told = f"{capital(jobs_in_words(wait.jobs))} {verb(wait.jobs, 'wait')} for"
         if circuit is not None:
-            yield Part(
-                "circuit", f"{circuit.sentence.rstrip('.')}. {told} it.", circuit.until, circuit.details, wait.jobs
-            )
+            sentence = f"{circuit.sentence.rstrip('.')}. {told} it."
+            yield Part("circuit", sentence, circuit.until, circuit.details, wait.jobs)
         elif wait.on == chunks.GATHERS:
             first = chunks.first_at(found.queue)
             sentence = f"{told} others of their chunk; the first go at {time(first)} at the latest."
             yield Part("chunk", sentence, first, jobs=wait.jobs)
         elif gauge is None:
             yield Part("held", f"{told} {wait.on}.", jobs=wait.jobs, details={"key": wait.on})
-        elif gauge.bind.kind is Kind.TOKENS:
-            part = reasons.no_token(gauge)
-            sentence = f"{told} a token of the rate {gauge.key}; the next comes at {time(gauge.next_at, exact=True)}."
-            yield Part(part.word, sentence, part.until, part.details, wait.jobs)
         else:
-            part = reasons.full(gauge)
-            sentence = f"{told} the limit {gauge.key}, which is full: {part.sentence.split(' is full: ', 1)[1]}"
-            yield Part(part.word, sentence, details=part.details, jobs=wait.jobs)
+            yield _of_gauge(gauge, wait.jobs)
     if len(held) > NAMED:
         rest = held[NAMED:]
         jobs = sum((wait.jobs for wait in rest), backlog.NONE)
         sentence = f"{capital(jobs_in_words(jobs))} {verb(jobs, 'wait')} for {len(rest):,} other keys."
         yield Part("limits", sentence, details={"keys": len(rest)}, jobs=jobs)
+
+
+def _of_gauge(gauge: Gauge, jobs: Number) -> Part:
+    """That so many jobs wait for a key."""
+    told = f"{capital(jobs_in_words(jobs))} {verb(jobs, 'wait')} for"
+    if gauge.bind.kind is Kind.TOKENS:
+        part = reasons.no_token(gauge)
+        sentence = f"{told} a token of the rate {gauge.key}; the next comes at {time(gauge.next_at, exact=True)}."
+    else:
+        part = reasons.full(gauge)
+        sentence = f"{told} the limit {gauge.key}, which is full: {part.sentence.split(' is full: ', 1)[1]}"
+    return Part(part.word, sentence, part.until, part.details, jobs)
 
 
 def _of_later(found: _Found) -> Iterator[Part]:

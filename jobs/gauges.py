@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from jobs import declared, lanes, lifecycle
+from jobs import declared, lanes, lifecycle, standing
 from jobs.limits import Bind, Concurrency, Kind, Limit, Numbers, Rate, binds, rule_of
 from jobs.models import Allotment, Bucket, Lane, Slot
 
@@ -222,7 +222,7 @@ def _waited_for() -> dict[Bind, int]:
     )
     found = {}
     for name, many, bound in rows:
-        for bind in binds(bound):
+        for bind in (*binds(bound), *filter(None, [standing.named(name)])):
             if bind.name == name:
                 found[bind] = int(many)
     return found

@@ -397,6 +397,8 @@ def declared_value(row: Allotment) -> SafeString | str:
     if row.kind == WEIGHT:
         return "weight 1"
     rules = gauges.rules_of(row.kind, row.name)
+    if standing.scope_of(row.name) is not None:
+        return "nothing, for all of it"
     if not rules:
         return label("nothing declares it", "failed", "No task declares a limit with this key: nothing obeys it.")
     by_function = rules[0].by_function and rules[0].name != row.name

@@ -241,3 +241,23 @@ def test_a_circuit_that_is_open_is_told_with_its_jobs_and_until_when() -> None:
     assert part.sentence.startswith("The circuit gateway is open until ")
     assert part.sentence.endswith("1 job waits for it.")
     assert explain_queue("default").next_at == part.until == Circuit.objects.get().open_until
+
+
+def test_a_limit_of_the_whole_queue_holds_all_of_its_jobs() -> None:
+    control.allot(queue="default", slots=1, by="ann", reason="a small machine")
+    for number in range(3):
+        note.apply_async((str(number),), tenant=f"t{number}")
+    assert len(lanes.release(10)) == 1
+    assert told() == {"limit": "2"}
+    assert "2 jobs wait for the limit queue default, which is full: 1 of 1, by " in sentences()
+    assert explain_queue("default").next_at is None
+
+
+def test_a_limit_of_a_whole_task_is_told_like_any_other() -> None:
+    control.allot(task=note.name, slots=1, by="ann", reason="a small machine")
+    for number in range(3):
+        note.apply_async((str(number),), tenant=f"t{number}")
+    lanes.release(10)
+    lanes.release(10)
+    assert told() == {"limit": "2"}
+    assert f"the limit task {note.name}, which is full" in sentences()
