@@ -9,7 +9,7 @@ from django.core.management.base import BaseCommand, CommandError
 from project.demo.models import Seeding
 from project.demo.waits import Look
 
-LOOK_EVERY = 0.1
+LOOK_EVERY = 0.3
 
 
 class Command(BaseCommand):
