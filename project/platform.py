@@ -32,8 +32,9 @@ USUAL_PORTS = {"gateway": 8071, "mailbox": 8072, "web": 8000, "flower": 5555}
 READY_WITHIN = 60.0
 SETTLE_WITHIN = 280
 STATES = ("pending", "reserved", "running", "retrying", "completed", "failed", "cancelled")
-# How long each may take to end, in seconds, in the order in which they end: the workers finish their jobs.
-PATIENCE = {"worker": 30.0, "desk": 30.0, "beat": 10.0, "flower": 5.0, "web": 10.0, "mailbox": 5.0, "gateway": 5.0}
+# How long each may take to end, in seconds, in the order in which they end: first the workers finish their jobs.
+WORKERS_PATIENCE = 30.0
+PATIENCE = {"beat": 10.0, "flower": 5.0, "web": 10.0, "mailbox": 5.0, "gateway": 5.0}
 
 
 class DemoFailed(Exception):
@@ -88,7 +89,7 @@ class Platform:
         self.start_processes()
         self.say(self.manage("demo_seed"))
         self.show_addresses(login)
-        self.say(self.manage("demo_explain") + "\n")
+        self.explain()
 
     def environment(self) -> dict[str, str]:
         """What the settings, the sample shop and Flower read."""
@@ -167,10 +168,18 @@ class Platform:
             time.sleep(5)
         return 0
 
+    def explain(self) -> None:
+        """Tell why some of the work waits, and whose turn came at once."""
+        if self.follow("demo_explain"):
+            raise DemoFailed("the work does not wait as it should; the last line says what is missing")
+
     def settle(self) -> int:
         """Wait until all the work has settled, telling how it goes; return the verdict as an exit code."""
-        name, told = "demo_settle", 0
-        child = self.begin(name, "manage.py", name, "--timeout", str(SETTLE_WITHIN))
+        return self.follow("demo_settle", "--timeout", str(SETTLE_WITHIN))
+
+    def follow(self, name: str, *arguments: str) -> int:
+        """Tell what a command of the project prints until it ends, while all else lives; return its exit code."""
+        told, child = 0, self.begin(name, "manage.py", name, *arguments)
         while child.poll() is None:
             told = self.tell(name, told)
             self.check(besides=name)
@@ -202,10 +211,10 @@ class Platform:
         """End everything in good order; if asked again meanwhile, at once."""
         (self.directory / "addresses").unlink(missing_ok=True)
         with contextlib.suppress(Interrupted):
+            self.end_workers()
             for name, patience in PATIENCE.items():
                 if child := self.children.get(name):
-                    waits = " (up to 30 s for its running jobs; Ctrl-C again ends at once)" if name in WORKERS else ""
-                    self.say(f"stopping {name}{waits}")
+                    self.say(f"stopping {name}")
                     processes.end(child, signal.SIGTERM, patience)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
@@ -214,6 +223,17 @@ class Platform:
         for server in reversed(self.servers):
             self.say(f"stopping {server.name}")
             server.close()
+
+    def end_workers(self) -> None:
+        """Let the workers finish their running jobs, all at the same time."""
+        workers = [self.children[name] for name in WORKERS if name in self.children]
+        if workers:
+            self.say("stopping the workers (up to 30 s for their running jobs; Ctrl-C again ends at once)")
+        for worker in workers:
+            worker.terminate()
+        processes.wait_until(lambda: all(worker.poll() is not None for worker in workers), WORKERS_PATIENCE)
+        for worker in workers:
+            processes.end(worker, signal.SIGKILL)
 
     # --- Saying
 
