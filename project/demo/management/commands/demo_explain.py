@@ -20,7 +20,7 @@ class Command(BaseCommand):
     requires_system_checks = ()
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument("--timeout", type=float, default=30.0, help="How long to look, in seconds (default: 30).")
+        parser.add_argument("--timeout", type=float, default=60.0, help="How long to look, in seconds (default: 60).")
 
     def handle(self, *args: Any, **options: Any) -> None:
         seeding = Seeding.objects.order_by("-number").first()
