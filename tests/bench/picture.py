@@ -21,12 +21,13 @@ FONT = "font-family='system-ui, sans-serif' font-size='13'"
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """One wait; ``open_end`` says that it was cut off."""
+    """One wait; ``open_end`` says that it was cut off, ``behind`` that its flood was a smaller one."""
 
     name: str
     seconds: float
     ours: bool = False
     open_end: bool = False
+    behind: float = 0
 
     @property
     def label(self) -> str:
@@ -36,18 +37,19 @@ class Bar:
         ('0.03 s', 'more than 20 s', '93 s')
         """
         digits = 2 if self.seconds < 1 else 1 if self.seconds < 10 else 0
-        return f"{'more than ' if self.open_end else ''}{self.seconds:.{digits}f} s"
+        smaller = f", behind {self.behind:,.0f}" if self.behind else ""
+        return f"{'more than ' if self.open_end else ''}{self.seconds:.{digits}f} s{smaller}"
 
 
 def bars(samples: Sequence[Mapping[str, Any]]) -> list[Bar]:
     """The bars of a run: each system's wait, then those in a queue of its own."""
     found = {sample["system"]: sample["figures"] for sample in samples if sample["measure"] == "flood"}
-    made = []
+    most, made = max(figures["flood"] for figures in found.values()), []
     for name in (name for name in SYSTEMS if name in found):
         system, figures = SYSTEMS[name], found[name]
         behind = "" if system.ours else ", in the same queue"
-        cut = figures.get("more_than_s")
-        made.append(Bar(f"{system.title}{behind}", cut or figures["waited_s"], system.ours, cut is not None))
+        cut, less = figures.get("more_than_s"), figures["flood"] if figures["flood"] < most else 0
+        made.append(Bar(f"{system.title}{behind}", cut or figures["waited_s"], system.ours, cut is not None, less))
         if "own_s" in figures:
             made.append(Bar(f"{system.title}, in a queue of its own", figures["own_s"]))
     return made
@@ -90,7 +92,7 @@ def draw(run: Mapping[str, Any], page: Path = PAGE) -> bool:
     samples = [sample for sample in run["samples"] if sample["measure"] == "flood"]
     if not samples or run["quick"]:
         return False
-    page.write_text(drawn(bars(samples), round(samples[0]["figures"]["flood"])))
+    page.write_text(drawn(bars(samples), round(max(sample["figures"]["flood"] for sample in samples))))
     return True
 
 
