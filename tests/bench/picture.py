@@ -14,7 +14,7 @@ from tests.bench.systems import SYSTEMS
 
 PAGE = Path("docs/images/flood.svg")
 LEAST = 0.01  # seconds at the left edge
-LEFT, WIDE, ROW, TOP = 300, 400, 34, 62
+LEFT, WIDE, ROW, TOP = 330, 400, 34, 62
 OURS, THEIRS, TEXT, LINE = "#0b7a4b", "#8a8f98", "#4a4f57", "#c9ccd1"
 FONT = "font-family='system-ui, sans-serif' font-size='13'"
 
@@ -61,7 +61,7 @@ def drawn(made: Sequence[Bar], flood: int) -> str:
     last = max(1, math.ceil(math.log10(max(bar.seconds for bar in made))))
     scale = WIDE / (last - math.log10(LEAST))
     parts = [
-        f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 860 {high}' role='img' {FONT} fill='{TEXT}'>",
+        f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 920 {high}' role='img' {FONT} fill='{TEXT}'>",
         f"<title>How long one tenant's single job waits behind another's {flood:,}</title>",
         "<rect width='100%' height='100%' fill='#ffffff'/>",
         f"<text x='16' y='26' font-size='16'>One job behind {flood:,} of somebody else: seconds until it begins</text>",
