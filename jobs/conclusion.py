@@ -67,14 +67,15 @@ def conclude(job: Job, failure: Failure, report: Report, **changes: Any) -> tupl
             lifecycle.note_arrivals([moved])
         if decision.target is State.FAILED:
             job_failed.send(sender=Job, job=Job.objects.using(lifecycle.alias()).get(pk=job.pk))
-        if breakers := declaration(job).breakers:
-            circuits.note_failure(moved, breakers, failure, report.error)
         if moved.finished and successors.has_any(moved):
             successors.settle(moved)
         if not moved.finished and moved.cancel_requested_at is not None:
             # Somebody asked it to stop while its body was failing: it does not run again.
             decision = replace(decision, target=State.CANCELLED, reason=moved.cancel_reason)
             return successors.finish(moved, State.CANCELLED, moved.cancel_reason), decision
+        if breakers := declaration(job).breakers:
+            # Last, as where a job completes: whoever waits here for a circuit must hold nothing that others take later.
+            circuits.note_failure(moved, breakers, failure, report.error)
         event = moved.state if moved.finished else "retried"
         lifecycle.announce(event, moved, decision=decision, failure=failure)
     return moved, decision

@@ -8,6 +8,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from celery import chord
 from django.contrib.auth.models import Group
 from django.db import connection, connections, transaction
 from django.db.models import F
@@ -24,7 +25,7 @@ from jobs.models import Act, Attempt, Circuit, Job, Lane, Share, Slot, Worker
 from jobs.states import Priority, State
 from tests.jobs.cli import run
 from tests.platform import Witness, attempt, drain, fresh, hurry, running
-from tests.sample.tasks import Book, note, pay, picky, serve, sinking
+from tests.sample.tasks import Book, collect, note, pay, picky, serve, sinking
 
 pytestmark = pytest.mark.django_db
 
@@ -354,6 +355,22 @@ def test_a_body_in_a_transaction_counts_with_its_rows() -> None:
     assert Group.objects.count() == 2
     drain()
     assert Group.objects.count() == 3
+
+
+def test_a_circuit_is_told_after_the_chord_whatever_becomes_of_a_job() -> None:
+    for number in range(2):
+        serve.delay(f"{number}", "ann", "unclassified")
+    drain()
+    for how in ("fine", "unclassified"):
+        job = chord([serve.s(how, "ann", how)])(collect.s()).parent[0]
+        lanes.release(10)
+        with CaptureStatements() as statements:
+            attempt(job.id)
+        told = [place for place, sql in enumerate(statements) if "jobs_circuit" in sql and sql.startswith("UPDATE")]
+        counted = [place for place, sql in enumerate(statements) if "jobs_fanin" in sql]
+        assert told
+        assert counted
+        assert max(counted) < min(told)
 
 
 def test_an_outcome_that_matters_to_a_circuit_is_not_left_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
