@@ -366,7 +366,7 @@ def test_a_circuit_is_told_after_the_chord_whatever_becomes_of_a_job() -> None:
         lanes.release(10)
         with CaptureStatements() as statements:
             attempt(job.id)
-        told = [place for place, sql in enumerate(statements) if "jobs_circuit" in sql and sql.startswith("UPDATE")]
+        told = [place for place, sql in enumerate(statements) if sql.startswith('UPDATE "jobs_circuit"')]
         counted = [place for place, sql in enumerate(statements) if "jobs_fanin" in sql]
         assert told
         assert counted
