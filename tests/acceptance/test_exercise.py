@@ -18,7 +18,7 @@ from tests.platform import QUICK, Witness, fresh
 from tests.sample.tasks import exercise
 
 WaitUntil = Callable[..., Any]
-Platform = Callable[[int], None]
+Platform = Callable[..., None]
 
 JOBS = (
     ("A", "user1", "high"), ("B", "user2", "normal"), ("C", "user1", "normal"), ("D", "user1", "normal"),
@@ -30,9 +30,9 @@ JOBS = (
 def platform(worker: Callable[..., Child], conductor: Callable[..., Child], witness: Witness) -> Platform:
     """Start a worker with so many slots, and a conductor."""
 
-    def start(slots: int) -> None:
+    def start(slots: int, pool: str = "prefork") -> None:
         environ = {**witness.environ, "TEST_JOBS": json.dumps(QUICK)}
-        worker(concurrency=slots, env=environ)
+        worker(concurrency=slots, pool=pool, env=environ)
         conductor(env=environ)
 
     return start
@@ -84,13 +84,14 @@ def test_the_statistics_are_right(platform: Platform, wait_until: WaitUntil) -> 
     assert per_priority == {"high": 1, "normal": 3, "low": 1}
 
 
+@pytest.mark.parametrize("pool", ["prefork", "solo", "threads"])
 def test_a_user_who_fails_five_times_in_a_row_is_parked_for_five_minutes_while_others_run(
-    platform: Platform, witness: Witness, wait_until: WaitUntil
+    platform: Platform, witness: Witness, wait_until: WaitUntil, pool: str
 ) -> None:
     bad = [exercise.apply_async((f"bad{n}", 0.0, "permanent"), tenant="user1") for n in range(2)]
     failing = [exercise.apply_async((f"fails{n}", 0.0, "unclassified"), tenant="user1") for n in range(5)]
     good = [exercise.apply_async((f"waits{n}",), tenant="user1", priority="low") for n in range(3)]
-    platform(1)
+    platform(1, pool)
     circuit = wait_until(lambda: Circuit.objects.exclude(open_until=None).first(), timeout=20)
     assert circuit.open_until - circuit.opened_at == timedelta(minutes=5)
     others = [exercise.apply_async((f"other{n}",), tenant="user2") for n in range(3)]
