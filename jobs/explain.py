@@ -10,10 +10,11 @@ from uuid import UUID
 
 from django.db.models import Q
 
-from jobs import bursts, chunks, gauges, lanes, lifecycle, reasons, standing, stats
+from jobs import bursts, chunks, gauges, lifecycle, reasons, standing, stats
 from jobs.conf import current as settings
 from jobs.explain_queue import QueueExplanation, explain_queue
 from jobs.limits import Kind, binds, gathers
+from jobs.line import ONE_IN
 from jobs.models import Burst, Call, Job, Lane, Pause, Share
 from jobs.outbox import UNREACHABLE
 from jobs.reasons import Part, time
@@ -173,7 +174,7 @@ def _of_order(job: Job) -> list[Part]:
         themselves = f", of which {held_up:,} are held up themselves" if held_up else ""
         sentence = f"Behind {_many(before)} of a higher priority in {job.queue}{themselves}."
         late = (job.due_at or job.created_at) + timedelta(seconds=settings().AGEING)
-        sentence += f" From {time(late)} on, one in {lanes.ONE_IN} releases goes to those who waited that long."
+        sentence += f" From {time(late)} on, one in {ONE_IN} releases goes to those who waited that long."
         parts.append(Part("priority", sentence, details={"before": before}))
     if own := _few(_due(job).filter(lane=job.lane).filter(_before(job)).order_by("due_at")):
         whose = f" of {job.tenant}" if job.tenant else ""

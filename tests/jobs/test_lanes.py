@@ -13,7 +13,7 @@ from django.db import connection, transaction
 from django.db.models import F
 
 from jobs import attempt as attempts
-from jobs import control, floods, lanes, lifecycle, outbox, publisher
+from jobs import control, floods, lanerows, lanes, lifecycle, outbox, publisher
 from jobs.models import Allotment, Arrival, Bucket, Job, Lane, Share, Slot, Worker
 from jobs.states import State
 from tests.platform import Witness, attempt, drain, fresh, running
@@ -429,6 +429,14 @@ def test_a_paused_task_holds_up_no_other_of_its_tenant() -> None:
     assert released() == ["a"]
 
 
+@pytest.mark.parametrize("paused", [{"task": through_gateway.name}, {"queue": "default"}], ids=str)
+def test_what_is_paused_takes_no_token(paused: dict[str, str]) -> None:
+    control.pause(**paused, reason="", by="ann")
+    through_gateway.apply_async(("a",), tenant="t")
+    assert released() == []
+    assert not Bucket.objects.filter(key="gateway").exists()
+
+
 def test_a_direct_release_takes_nothing_out_of_its_line() -> None:
     note.apply_async(("x",), tenant="t")
     assert lifecycle.reserve_due(10) == []
@@ -526,7 +534,7 @@ def _plan(cursor: Any) -> list[str]:
     how = "EXPLAIN" if connection.vendor == "postgresql" else "EXPLAIN QUERY PLAN"
     lane = Lane.objects.order_by("pk").values_list("pk", flat=True)[0]
     cursor.execute(
-        f"{how} {lanes._first_jobs('%s')} LIMIT 100",
+        f"{how} {lanerows.first_jobs('%s')} LIMIT 100",
         [lane, lifecycle.prepared("due_at", lifecycle.database_now())],
     )
     return [str(row[-1]) for row in cursor.fetchall()]
