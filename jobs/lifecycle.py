@@ -150,8 +150,11 @@ def claim(
 
 
 def claiming(lease: timedelta) -> Statement:
-    """What ``claim`` says to PostgreSQL; its parameters are a token, the worker's name, a process id, a job's id."""
-    return _claiming("postgresql", lease, _durably(), breakers=False)
+    """What ``claim`` says to PostgreSQL of a job that was never lost, for somebody else than who runs it.
+
+    Its parameters are a token, the worker's name, a process id, a job's id.
+    """
+    return _claiming("postgresql", lease, _durably(), breakers=False, lost=False)
 
 
 def _durably() -> bool:
@@ -169,15 +172,15 @@ _ASYNCHRONOUSLY = (
 
 
 @lru_cache(maxsize=8)
-def _claiming(vendor: str, lease: timedelta, durably: bool, breakers: bool) -> Statement:
-    """For each database and length of a lease; the vendor is that of the jobs' database."""
+def _claiming(vendor: str, lease: timedelta, durably: bool, breakers: bool, lost: bool = True) -> Statement:
+    """For each database and length of a lease; the vendor is that of the jobs' database. ``lost`` jobs too, or not."""
     return Statement(
         "claim",
         f"UPDATE {_table()} SET state = '{State.RUNNING.value}', reason = '', attempt = attempt + 1, token = %s, "
         f"worker = %s, pid = %s, started_at = {_clock()}, lease_until = {_clock(lease)}, sends = 0 "
         f"WHERE id = %s AND state = '{State.RESERVED.value}' "
         f"AND (expires_at IS NULL OR expires_at > {_clock()}) AND {not_paused()} AND {_in_no_line()} "
-        f"{f'AND {not_parked()} ' if breakers else ''}"
+        f"{f'AND {not_parked()} ' if breakers else ''}{'' if lost else 'AND losses = 0 '}"
         f"{'' if durably or vendor != 'postgresql' else _ASYNCHRONOUSLY}"
         f"RETURNING {', '.join(_quoted(field.column) for field in _slim())}",
     )
