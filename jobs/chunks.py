@@ -67,7 +67,7 @@ class _Waiting:
 
 def numbers(task: str, bind: Bind) -> Numbers:
     """How many of a task go together and how long they wait: as its code says today, else as it said."""
-    known: Any = declared.tasks().get(task)
+    known: Any = declared.task(task)
     return known.gather().numbers if getattr(known, "chunked", False) else bind.numbers
 
 

@@ -28,6 +28,7 @@ from jobs.states import Priority, State
 
 LOCK = 7_212_340_512_845_001  # of PostgreSQL's advisory locks, for the length of a transaction
 ARRIVALS = 1000  # that one release takes in at once
+COUNTING = 0.2  # seconds in which one release looks at lanes that gather
 TAKING_IN = 0.2  # seconds in which it takes in more of them
 PARKED = timedelta(seconds=60)  # the same of one that waits for a circuit, which tells
 ALL_AT_ONCE = 1000  # lanes that are opened in one release when a circuit closes
@@ -128,6 +129,7 @@ class Release:
         self.to_wake: dict[str, Bind] = {}
         self.paused: set[tuple[str, str]] = set()
         self.chunks: list[list[UUID]] = []
+        self.counting_until: float | None = None
 
     def run(self) -> list[Job]:
         """Choose, and write what was chosen."""
@@ -318,7 +320,11 @@ class Release:
         return True
 
     def _gathered(self, lane: InLane, bind: Bind) -> bool:
-        """Whether jobs of a lane go together now; else it is closed until they may."""
+        """Whether jobs of a lane go together now; else it is closed until they may, or left to the next release."""
+        if self.counting_until is None:
+            self.counting_until = time.monotonic() + COUNTING
+        elif time.monotonic() > self.counting_until:
+            return False
         found = chunks.ready(lane.id, chunks.numbers(lane.task, bind), set(lane.chosen), self.now)
         if isinstance(found, list):
             lane.together = found

@@ -116,6 +116,7 @@ class Line:
             heapq.heappop(self._heap)
             return None
         if not self.release.admit(lane):
+            self.more = self.more or lane.closed is None
             heapq.heappop(share.lanes)
             return None
         job_ids = lane.next()

@@ -778,3 +778,17 @@ def test_explain_of_a_queue_says_how_many_wait_for_others() -> None:
     part = next(part for part in explain_queue("default").parts if part.word == "chunk")
     assert part.sentence.startswith("2 jobs wait for others of their chunk; the first go at ")
     assert part.until == fresh(jobs[0]).due_at + timedelta(seconds=60)
+
+
+def test_of_many_lanes_that_gather_a_release_leaves_some_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lanes, "COUNTING", 0.0)
+    bulk.bulk(Mail, [f"{n}" for n in range(3)], tenant="x")
+    bulk.bulk(post, [{"account": f"a{n % 10}", "n": n} for n in range(20)])
+    sizes = []
+    for _ in range(50):
+        sizes += [len(chunk) for chunk in released()]
+        for leader in set(ChunkMember.objects.values_list("leader_id", flat=True)):
+            attempt(leader)
+        if not lanes.unfinished() and not Job.objects.filter(finished_at=None).exists():
+            break
+    assert sorted(sizes) == [2] * 10 + [3]
