@@ -115,8 +115,11 @@ class Grouped:
     def arrive(self, content: Any) -> bool:
         """A message was taken while a child is idle: its job is claimed while the message is seen to, if it may be."""
         headers = content.get("headers")
-        job_id, request_id = _job_in(headers), (headers or {}).get("id")
-        if job_id is None or not isinstance(request_id, str) or request_id in self._claims:
+        job_id = _job_in(headers)
+        if job_id is None:
+            return False
+        request_id = headers.get("id")
+        if not isinstance(request_id, str) or request_id in self._claims:
             return False
         if not self._may_claim_now(str(headers.get("task"))):
             return False

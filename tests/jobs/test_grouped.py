@@ -144,7 +144,8 @@ def test_a_claim_whose_message_went_elsewhere_is_handed_back(
 @pytest.mark.parametrize(
     "content",
     [
-        {}, {"headers": None}, {"headers": {"id": "r", "task": "known"}}, {"headers": {"id": 5, "task": "known"}},
+        {}, {"headers": None}, {"headers": "a text"}, {"headers": [5]},
+        {"headers": {"id": "r", "task": "known"}}, {"headers": {"id": 5, "task": "known"}},
         {"headers": {"id": "r", "task": "known", HEADER: {"job": "none"}}}, message(uuid4(), task="limited"),
         {"headers": {HEADER: {"job": str(uuid4())}}},
     ],
