@@ -61,6 +61,7 @@ class Workplace:
     received: Callable[[], int]
     hand_back: Callable[[Sequence[Claimed]], Any]
     decide: Callable[[int], Any] = lambda count: None  # told of how many that wait it is decided who claims them
+    child: Callable[[], int | None] = lambda: None  # the process id of the child that is given the next job
     runs: Callable[[str], bool] = lambda task: True  # whether a task is run as soon as a child is free
 
 
@@ -121,23 +122,25 @@ class Grouped:
         request_id = headers.get("id")
         if not isinstance(request_id, str) or request_id in self._claims:
             return False
-        if not self._may_claim_now(str(headers.get("task"))):
+        child = self._next_child(str(headers.get("task")))
+        if child is None:
             return False
         assert self._line is not None
         assert self.at is not None
         assert self._box is not None
         claim = Claimed(job_id, uuid4(), heartbeat.clock(), place=self._box.place())
         self._claims[request_id], self._asking = claim, True
-        given = [claim.token, self.at.hostname, os.getpid(), job_id]
+        given = [claim.token, self.at.hostname, child, job_id]
         self._line.ask([(lifecycle.claiming(_lease()), given)], partial(self._arrived, request_id, claim))
         return True
 
-    def _may_claim_now(self, task: str) -> bool:
+    def _next_child(self, task: str) -> int | None:
+        """Who runs a job of this task, if it is to be claimed now."""
         if self._line is None or self.at is None or self._box is None or self._asking or self._completed:
-            return False
+            return None
         if not self._line.connected or self.at.received() >= self.at.slots():
-            return False
-        return self.at.runs(task) and not _guarded(task)
+            return None
+        return self.at.child() if self.at.runs(task) and not _guarded(task) else None
 
     def _arrived(self, request_id: str, claim: Claimed, answers: list[Rows] | None) -> None:
         """The answer to one claim: kept for the job's turn, or for the child that has the job by now."""

@@ -115,9 +115,21 @@ def _write_now(pool: Any) -> None:
     loop = grouped.loop()
     if loop is None or loop._loop_thread != threading.get_ident():
         return
-    free = pool._all_inqueues - pool._active_writes - pool._busy_workers
+    free = _free(pool)
     if free and pool.outbound_buffer:
-        loop.consolidate_callback(list(free))
+        loop.consolidate_callback(free)
+
+
+def _free(pool: Any) -> list[int]:
+    """The descriptors of the children that are free, the one first that is given the next job."""
+    return sorted(pool._all_inqueues - pool._active_writes - pool._busy_workers)
+
+
+def next_child(pool: Any) -> int | None:
+    """The process id of the child that is given the next job; None while none is free, or others wait for one."""
+    free = [] if pool.outbound_buffer else _free(pool)
+    child = pool._fileno_to_inq.get(free[0]) if free else None
+    return None if child is None else int(child.pid)
 
 
 def _flush(pool: Any, flush: Any) -> None:

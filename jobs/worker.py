@@ -29,7 +29,7 @@ logger = logging.getLogger("jobs.worker")
 
 REPORT_EVERY = 2.0  # seconds
 LOOK_EVERY = 0.25  # seconds
-SOLO = "celery.concurrency.solo"
+PREFORK, SOLO = "celery.concurrency.prefork", "celery.concurrency.solo"
 SIGN_OFF = 5.0  # seconds that the last word to the database may take
 
 
@@ -125,7 +125,7 @@ class Children(bootsteps.StartStopStep):
         if broker.pace is not None:
             parent.hub.call_repeatedly(LOOK_EVERY, shutdown.give_back_surplus, parent, broker.pace)
             grouped.join(_workplace(parent, broker.pace))
-            broker.arrival = grouped.arrive if parent.pool.__module__ != SOLO else None
+            broker.arrival = grouped.arrive if parent.pool.__module__ == PREFORK else None
             solo.LINE.join(parent.hub, broker.pace, shutdown.let_others)
         pool: Any = getattr(parent.pool, "_pool", None)
         if hasattr(pool, "maintain_pool"):
@@ -140,6 +140,7 @@ def _workplace(consumer: Any, pace: Pace) -> grouped.Workplace:
         waiting=own.waiting if own is not None else lambda: shutdown.waiting(consumer),
         received=lambda: len(worker_state.reserved_requests), hand_back=shutdown.hand_back_claims,
         decide=own.decide if own is not None else lambda count: None,
+        child=lambda: pools.next_child(consumer.pool._pool) if own is None else None,
         runs=lambda task: not shutdown.stopping() and task in consumer.strategies and not consumer.task_buckets[task],
     )  # fmt: skip
 

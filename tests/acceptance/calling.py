@@ -23,22 +23,27 @@ def say(*words: object) -> None:
     sys.stdout.flush()
 
 
-start, name, caller, calls, keys = Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5])
-task = getattr(tasks, name)
-assert app is not None
-say("ready")
-while not start.exists():
-    time.sleep(0.01)
-for number in range(calls):
-    key, what = number % keys, f"{caller}.{number}"
-    if number % 10 == 9:
+def call(start: Path, name: str, caller: str, calls: int, keys: int) -> None:
+    """Call when the file is there, some of them in vain."""
+    task = getattr(tasks, name)
+    say("ready")
+    while not start.exists():
+        time.sleep(0.01)
+    for number in range(calls):
+        key, what = number % keys, f"{caller}.{number}"
+        if number % 10 == 9:
+            with transaction.atomic():
+                task.delay(key, f"{what}-undone")
+                transaction.set_rollback(True)
+        before = time.time()
         with transaction.atomic():
-            task.delay(key, f"{what}-undone")
-            transaction.set_rollback(True)
-    before = time.time()
-    with transaction.atomic():
-        job = task.delay(key, what)
-        if number % 7 == 6:
-            time.sleep(0.05)
-    say("called", before, time.time(), key, what, job.id)
-say("done")
+            job = task.delay(key, what)
+            if number % 7 == 6:
+                time.sleep(0.05)
+        say("called", before, time.time(), key, what, job.id)
+    say("done")
+
+
+if __name__ == "__main__":
+    assert app is not None
+    call(Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5]))

@@ -24,9 +24,10 @@ class Line:
 
     connected = True
     answered: Any = None
+    questions: Sequence[Any] = ()
 
     def ask(self, questions: Sequence[Any], answered: Any) -> None:
-        self.answered = answered
+        self.questions, self.answered = questions, answered
 
 
 @pytest.fixture
@@ -74,6 +75,7 @@ def idle(line: Line, back: list[Claimed]) -> Grouped:
     group.at = Workplace(
         hub=None, hostname="here", pace=SimpleNamespace(ahead=lambda allowed: 0), slots=lambda: 2,  # type: ignore[arg-type]
         waiting=list, received=lambda: 1, hand_back=back.extend, runs=lambda task: task == "known",
+        child=lambda: 17,
     )  # fmt: skip
     return group
 
@@ -95,6 +97,12 @@ def test_a_claim_that_is_answered_in_time_goes_with_its_job(idle: Grouped, line:
     claim = idle.begun("r").claimed
     assert claim is not None
     assert claim.row == row(job_id)
+
+
+def test_a_claim_names_the_process_of_the_child(idle: Grouped, line: Line) -> None:
+    assert idle.arrive(message(uuid4()))
+    ((_, given),) = line.questions
+    assert given[1:3] == ["here", 17]
 
 
 def test_a_claim_that_is_answered_later_follows_as_a_letter(idle: Grouped, line: Line) -> None:
@@ -159,6 +167,8 @@ def test_nothing_is_claimed_while_no_child_is_free_or_an_answer_is_awaited(idle:
     assert idle.at is not None
     busy = replace(idle.at, received=lambda: 2)
     free, idle.at = idle.at, busy
+    assert not idle.arrive(message(uuid4()))
+    idle.at = replace(free, child=lambda: None)
     assert not idle.arrive(message(uuid4()))
     idle.at = free
     assert idle.arrive(message(uuid4()))
