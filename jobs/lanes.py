@@ -15,7 +15,7 @@ from django.db import transaction
 from django.db.models import Value
 from django.db.models.functions import Greatest
 
-from jobs import chunks, circuits, floods, inforce, lanerows, lifecycle, limits, sql, standing
+from jobs import allowed, chunks, circuits, floods, lanerows, lifecycle, limits, sql, standing
 from jobs.allowance import Allowance, Bucket, Closed
 from jobs.chunks import Gathering
 from jobs.conf import current as settings
@@ -357,7 +357,7 @@ class Release:
             said = self.said.get((bind.kind.value, name))
             if said is not None:
                 return Numbers(said.amount, said.burst)
-        return inforce.in_code().get((bind.kind, bind.rule), bind.numbers)
+        return allowed.in_code().get((bind.kind, bind.rule), bind.numbers)
 
     def learn_all(self, lanes: Iterable[InLane]) -> None:
         """Read the keys of many lanes at once."""
