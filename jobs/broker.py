@@ -504,7 +504,11 @@ class Channel(redis.Channel):  # type: ignore[misc, unused-ignore]
 
     def _being_noted(self, first: Taken) -> Taken:
         """Note what was popped and ask for more, without waiting for the answer: its job is in the database."""
-        self._ask(first)
+        try:
+            self._ask(first)
+        except self.connection_errors:
+            self._waiting.append(first)  # it may be nowhere but here
+            raise
         self.qos.noted.add(first.tag)
         return replace(first, noted=True)
 

@@ -855,16 +855,38 @@ def test_a_note_is_made_by_a_broker_that_forgot_the_script(
 def test_a_note_whose_answer_is_lost_keeps_the_message_and_no_other_is_lost(
     connect: Callable[..., Connection], wire: Redis, claimed: list[Any]
 ) -> None:
+    wire.script_load(room.FETCH)
     worker = Looped(connect(), window=2, take=lambda message: held.append(message))
     held: list[Any] = []
-    worker.channel.connection.cycle.on_poll_start()
+    worker.settle(0.05)  # the loop has run, and the worker waits for a message
     send(connect(), *range(4))
     worker.channel._brpop_read()
+    assert worker.channel._asked
     eventually(lambda: wire.hlen("unacked") == 2)
     worker.channel.client.connection.disconnect()  # the answer lies in its buffer, and with it the second message
     worker.until(lambda: len(held) == 2)
     assert [message.payload for message in held] == [0, 1]
     assert wire.hlen("unacked") == 2
+
+
+def test_a_message_whose_note_cannot_be_sent_is_given_back(
+    connect: Callable[..., Connection], wire: Redis, claimed: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = Looped(connect())
+    worker.settle(0.05)  # the loop has run, and the worker waits for a message
+    send(connect(), "only")
+    eventually(lambda: wire.llen("q") == 0)
+    broken = worker.channel.client.connection
+
+    def break_down(*_: Any) -> None:
+        broken.disconnect()
+        raise ConnectionError("gone")
+
+    monkeypatch.setattr(broken, "send_command", break_down)
+    with pytest.raises(ConnectionError):
+        worker.channel._brpop_read()
+    worker.connection.collect()
+    assert (wire.llen("q"), wire.hlen("unacked")) == (1, 0)
 
 
 def test_a_broker_that_is_full_hands_out_such_messages_too(
