@@ -320,48 +320,40 @@ class ChunkFunctionTask(ChunkTask, Generic[T]):
             ...
 
 
-class Options(TypedDict, total=False):
+class _Shared(TypedDict, total=False):
+    """What every task may declare, beside ``base`` and ``bind``."""
+
+    name: str | None
+    queue: str | None
+    priority: Any
+    key: Key | None
+    key_scope: KeyScope
+    version: int
+    upcasters: Mapping[int, Callable[[Payload], Payload]] | None
+    retry_policy: RetryPolicy | None
+    limits: Sequence[Limit] | None
+    retry_priority: str | None
+    time_limit: float | None
+    soft_time_limit: float | None
+    idempotent: bool | None
+
+
+class Options(_Shared, total=False):
     """What a function's task may declare, beside ``bind``."""
 
     base: type[Task]
-    name: str | None
-    queue: str | None
-    priority: Any
-    key: Key | None
-    key_scope: KeyScope
-    version: int
-    upcasters: Mapping[int, Callable[[Payload], Payload]] | None
-    retry_policy: RetryPolicy | None
-    limits: Sequence[Limit] | None
     debounce: Debounce | None
     throttle: Throttle | None
     breakers: Sequence[Breaker] | None
-    retry_priority: str | None
-    time_limit: float | None
-    soft_time_limit: float | None
-    idempotent: bool | None
 
 
-class ChunkOptions(TypedDict, total=False):
-    """What a chunk's function may declare, beside ``bind``: when a call is made, and what every task may declare."""
+class ChunkOptions(_Shared, total=False):
+    """What a chunk's function may declare, beside ``bind``: how many go together and when, and what every task may."""
 
+    base: type[ChunkTask]
     size: int
     max_wait: float
     chunk_by: LimitKey | None
-    base: type[ChunkTask]
-    name: str | None
-    queue: str | None
-    priority: Any
-    key: Key | None
-    key_scope: KeyScope
-    version: int
-    upcasters: Mapping[int, Callable[[Payload], Payload]] | None
-    retry_policy: RetryPolicy | None
-    limits: Sequence[Limit] | None
-    retry_priority: str | None
-    time_limit: float | None
-    soft_time_limit: float | None
-    idempotent: bool | None
 
 
 _OF_CHUNKS = frozenset(ChunkOptions.__annotations__) - frozenset(Options.__annotations__)
