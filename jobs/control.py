@@ -15,6 +15,8 @@ from jobs.lifecycle import NOW, Clock, Column
 from jobs.models import Allotment, Circuit, Job, Pause, Slot, Worker
 from jobs.states import WAITING, State
 
+NAME_LENGTH = 255  # of what an operator says something
+
 
 def cancel(job_id: UUID, *, reason: str, by: str) -> Job:
     """Cancel a job: one that waits never runs; of one that runs, it is a request that its runner obeys.
@@ -174,8 +176,15 @@ def _named(name: str, queue: str, task: str, tenant: str, *, weighed: bool) -> s
     return tenant if weighed else standing.name(*given[0])
 
 
-def withdraw(kind: str, name: str, *, by: str, reason: str = "") -> bool:
-    """Let hold again what the code says; False when nothing else was said."""
+def withdraw(
+    kind: str, name: str = "", *, queue: str = "", task: str = "", tenant: str = "", by: str, reason: str = ""
+) -> bool:
+    """Let hold again what the code says; False when nothing else was said.
+
+    ``kind`` is what ``allot`` was given: "slots", "rate" or "weight". Raises ``Refused`` for any other.
+    """
+    kind = _kind(kind)
+    name = _named(name, queue, task, tenant, weighed=kind == Allotment.Kind.WEIGHT)
     with transaction.atomic(using=lifecycle.alias()):
         deleted, _ = Allotment.objects.using(lifecycle.alias()).filter(kind=kind, name=name).delete()
         if deleted:
@@ -184,13 +193,25 @@ def withdraw(kind: str, name: str, *, by: str, reason: str = "") -> bool:
     return bool(deleted)
 
 
+def _kind(text: str) -> str:
+    """The kind of what was said, by the name that ``allot`` has for it, or by the one that is stored."""
+    kind = Allotment.Kind.TOKENS.value if text == "rate" else str(text)
+    if kind not in Allotment.Kind.values:
+        raise Refused(f'What is withdrawn is "slots", "rate" or "weight", not {text!r}.')
+    return kind
+
+
 def _allotted(
     name: str, slots: int | None, rate: str | None, burst: int | None, weight: float | None
 ) -> tuple[str, limits.Numbers, str]:
     """What was said, checked."""
     given = [value for value in (slots, rate, weight) if value is not None]
-    if len(given) != 1 or not name or len(name) > 255:
-        raise Refused("Name a key or a tenant, and say one of slots, rate and weight.")
+    if len(given) != 1:
+        raise Refused(f"Say one of slots, rate and weight for {name}, not {len(given) or 'none'} of them.")
+    if len(name) > NAME_LENGTH:
+        raise Refused(f"The name of a key has at most {NAME_LENGTH} characters, not {len(name)}.")
+    if burst is not None and rate is None:
+        raise Refused(f'A burst belongs to a rate: say both for {name}, such as rate="5/s", burst={burst!r}.')
     try:
         if rate is not None:
             told = f"{rate}, burst {burst}" if burst else rate
@@ -200,7 +221,8 @@ def _allotted(
     except DeclarationError as error:
         raise Refused(str(error)) from None
     assert weight is not None
-    if isinstance(weight, bool) or not 0.001 <= weight <= 1000:
+    said: object = weight
+    if isinstance(said, bool) or not isinstance(said, int | float) or not 0.001 <= said <= 1000:
         raise Refused(f"A weight is a number from 0.001 to 1000, not {weight!r}; the others have 1.")
     return Allotment.Kind.WEIGHT, limits.Numbers(weight, weight), f"{weight:g}"
 

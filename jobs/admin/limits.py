@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -19,7 +18,7 @@ from django.utils.html import format_html
 from django.utils.http import urlencode
 from django.utils.safestring import SafeString
 
-from jobs import control, declared, gauges, standing
+from jobs import control, gauges, obeyed, standing
 from jobs.admin.base import Rows
 from jobs.admin.buttons import ActingAdmin, Verb
 from jobs.admin.why import limit_address
@@ -34,7 +33,7 @@ KEYS_SHOWN = 50
 JOBS_SHOWN = 50
 
 SLOTS, TOKENS, WEIGHT = (kind.value for kind in Allotment.Kind)
-WHAT = {SLOTS: "jobs at a time", TOKENS: "starts in a span of time", WEIGHT: "turns of a tenant"}
+WHAT = obeyed.WHAT | {WEIGHT: "turns of a tenant"}
 SET = {SLOTS: "Limit jobs at a time", TOKENS: "Limit a rate", WEIGHT: "Weigh a tenant"}
 
 
@@ -76,7 +75,7 @@ class Setting(forms.Form):
     def clean_name(self) -> str:
         """The name, once it is known that somebody uses it: a mistyped one would limit nothing."""
         name = str(self.cleaned_data["name"])
-        if self.kind != WEIGHT and (mistake := unknown(self.kind, name)):
+        if self.kind != WEIGHT and (mistake := obeyed.mistake(self.kind, name)):
             raise ValidationError(mistake)
         return name
 
@@ -123,35 +122,6 @@ class WeightForm(Setting):
 
 
 FORMS: dict[str, type[Setting]] = {SLOTS: SlotsForm, TOKENS: TokensForm, WEIGHT: WeightForm}
-
-
-def unknown(kind: str, name: str) -> str:
-    """Why nothing would obey a limit of this name, and what would; empty where something may."""
-    if gauges.rule(kind, name) or gauges.exists(kind, name) or gauges.said(kind, name):
-        return ""
-    if scope := standing.scope_of(name):
-        return _unknown_scope(*scope)
-    other = TOKENS if kind == SLOTS else SLOTS
-    if gauges.rule(other, name):
-        return f"Tasks declare {name} as a limit of {WHAT[other]}, not of {WHAT[kind]}."
-    if gauges.rules_of(kind, name):
-        return ""
-    names = [rule.name for rule in gauges.rules() if rule.kind == kind]
-    if not names:
-        return f"No task declares a limit of {WHAT[kind]}, so nothing would obey it. Declare one: limits=[…]."
-    close = difflib.get_close_matches(name, names, n=1)
-    meant = f" Did you mean {close[0]}?" if close else ""
-    listed = ", ".join(names[:10]) + (" …" if len(names) > 10 else "")
-    return f"No task declares a limit with this key, so nothing would obey it.{meant} There are: {listed}."
-
-
-def _unknown_scope(scope: str, of: str) -> str:
-    """Why there are no jobs of a queue or a task, where that is known."""
-    known = {"queue": declared.queues(), "task": declared.tasks()}.get(scope) or {of}
-    if of in known:
-        return ""
-    close = difflib.get_close_matches(of, list(known), n=1)
-    return f"There is no {scope} {of}.{f' Did you mean {close[0]}?' if close else ''}"
 
 
 # --- What is declared -------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from jobs.management.acting import (
     Snooze,
 )  # fmt: skip
 from jobs.management.enqueuing import Enqueue
+from jobs.management.limiting import Allot, Limits, Withdraw
 from jobs.management.looking import Breakers, Explain, List, Show, Stats
 from jobs.management.verbs import Verb, VerbCommand
 
@@ -30,8 +31,10 @@ class Command(VerbCommand):
     """The verbs on jobs."""
 
     help = "Look at jobs and act on them. Each verb explains itself: manage.py jobs VERB --help."
-    looking = (List, Show, Explain, Stats, Breakers)
-    acting = (Cancel, Retry, Snooze, Prune, Recount, RequeueStuck, PauseVerb, Resume, ResetBreaker, Enqueue)
+    looking = (List, Show, Explain, Stats, Limits, Breakers)
+    acting = (
+        Cancel, Retry, Snooze, Prune, Recount, RequeueStuck, PauseVerb, Resume, Allot, Withdraw, ResetBreaker, Enqueue,
+    )  # fmt: skip
     verbs = (*looking, *acting, *SCHEDULES)
     examples = (
         "jobs stats",
