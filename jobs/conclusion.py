@@ -75,7 +75,7 @@ def conclude(job: Job, failure: Failure, report: Report, **changes: Any) -> tupl
             return successors.finish(moved, State.CANCELLED, moved.cancel_reason), decision
         if breakers := declaration(job).breakers:
             # Last, as where a job completes: whoever waits here for a circuit must hold nothing that others take later.
-            circuits.note_failure(moved, breakers, failure, report.error)
+            circuits.note_failure(job, breakers, failure, report.error)
         event = moved.state if moved.finished else "retried"
         lifecycle.announce(event, moved, decision=decision, failure=failure)
     return moved, decision
@@ -108,11 +108,21 @@ def _move(job: Job, failure: Failure, decision: Decision, report: Report, change
         changes["losses"] = Plus(1)
     if "payload" in changes and payload.decode(changes["payload"]) != payload.decode(job.payload):
         checkpoints.forget(job)
+        changes |= _bound_anew(job, changes)
     if decision.target in (State.RETRYING, State.PENDING):
         # What was not begun in earnest keeps its place.
         kept = failure.kind is Kind.HANDED_BACK and not decision.delay
         changes["due_at"] = Column("due_at") if kept else Clock(decision.delay)
     return lifecycle.move(job, decision.target, decision.reason, **changes)
+
+
+def _bound_anew(job: Job, changes: dict[str, Any]) -> dict[str, Any]:
+    """The keys of limits follow the payload with which it runs next; its own key stays that of its call."""
+    bound = drafts.bound_by(job, declaration(job), payload.decode(changes["payload"]))
+    if bound == job.bound:
+        return {}
+    priority = changes.get("priority", job.priority)
+    return {"bound": bound, "lane": limits.lane(job.queue, priority, job.tenant, job.task, bound)}
 
 
 def _lower(job: Job, failure: Failure, decision: Decision) -> dict[str, Any]:

@@ -230,9 +230,29 @@ def fill(
         job.key = _key(says, content, key)
     else:
         job.window = _bound(says, content, key, window, job)
+    job.bound = _keys_of_limits(job, says, content)
+
+
+def bound_by(job: Job, says: Declaration, content: Payload) -> str:
+    """The keys by which limits and breakers bind a job that runs again, as its task declares them today.
+
+    Where they cannot be made from this payload, those that it had: the body will say what is wrong with it.
+    """
+    try:
+        content = payload.upgrade(content, job.version, says.version, says.upcasters or {}, job.task)
+        if says.body is None or content.waits() or content.reports():
+            return job.bound
+        content = (payload.coerce if says.typed else _fitting)(says.body, content, says.name)
+        return limits.settle(_keys_of_limits(job, says, content), job.queue)
+    except Exception:  # an upcaster and a key are code of the project
+        return job.bound
+
+
+def _keys_of_limits(job: Job, says: Declaration, content: Payload) -> str:
     keyed = (*says.limits, *says.breakers)
-    if keyed and says.body is not None:
-        job.bound = limits.bound(says.name, keyed, payload.arguments(says.body, content), job.tenant)
+    if not keyed or says.body is None:
+        return ""
+    return limits.bound(says.name, keyed, payload.arguments(says.body, content), job.tenant)
 
 
 def _bound(says: Declaration, content: Payload, key: str | None, window: Window, job: Job) -> windows.Bound:

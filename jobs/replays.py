@@ -28,9 +28,11 @@ def repeat(original: Job, content: Payload | None = None, priority: Priority | N
         raise Refused("This job waits for the members of its chord. Replay the member that failed: this one follows.")
     job = drafts.copy(
         original, max_attempts=says.allowed, waits_for_id=None if content else original.waits_for_id,
-        priority=_first_priority(original) if priority is None else priority.value,
+        priority=first_priority(original) if priority is None else priority.value,
     )  # fmt: skip
-    if content is not None:
+    if content is None:
+        job.bound = drafts.bound_by(job, says, wanted)
+    else:
         drafts.fill(job, says, content)
         job.key, job.version = None, says.version
     with transaction.atomic(using=lifecycle.alias()):
@@ -42,7 +44,7 @@ def repeat(original: Job, content: Payload | None = None, priority: Priority | N
     return kept
 
 
-def _first_priority(original: Job) -> int:
+def first_priority(original: Job) -> int:
     """At which priority a job began: its retries may have lowered it."""
     attempts = original.attempts.using(lifecycle.alias()).exclude(priority=None).order_by("number")
     first = attempts.values_list("priority", flat=True).first()

@@ -158,7 +158,7 @@ def breakdown(by: str, *, since: datetime | None = None) -> dict[str, Any]:
         of_name = counts.setdefault(named, {"total": 0} | dict.fromkeys(State.values, 0))
         of_name[state] += many
         of_name["total"] += many
-    return {"by": by, "counts": counts, "back_to": _back_to(sum(row[2] for row in rows))}
+    return {"by": by, "since": since, "counts": counts, "back_to": _back_to(sum(row[2] for row in rows))}
 
 
 def _back_to(counted: int) -> datetime | None:

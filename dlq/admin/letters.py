@@ -228,7 +228,10 @@ class DeadLetterAdmin(ActingAdmin):
 
     def _send(self, request: HttpRequest, letter: DeadLetter, form: ReplayForm) -> HttpResponse:
         try:
-            job = replay.replay(letter.pk, by=request.user.get_username(), reason=form.reason, payload=form.edited)
+            job = replay.replay(
+                letter.pk, by=request.user.get_username(), reason=form.reason, payload=form.edited,
+                priority=form.priority_given,
+            )  # fmt: skip
         except PayloadError as error:
             form.add_error("payload", str(error))
             return self._ask(request, letter, form, "dlq/replay.html")

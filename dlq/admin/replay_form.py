@@ -1,4 +1,4 @@
-"""The form of a replay: the payload as JSON with its secrets hidden, and the reason."""
+"""The form of a replay: the payload as JSON with its secrets hidden, the priority, and the reason."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from jobs import replays, shown
 from jobs.errors import JobsError, PayloadError
 from jobs.masking import unmask
 from jobs.payload import Payload, decode
+from jobs.states import Priority
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,9 @@ class ReplayForm(forms.Form):
         strip=False,
         widget=forms.Textarea(attrs={"rows": 14, "spellcheck": "false", "class": "jobs-code-input"}),
     )
+    priority = forms.TypedChoiceField(
+        label="Priority", required=False, coerce=lambda value: Priority(int(value)), empty_value=None
+    )
     why = forms.CharField(
         label="Reason", required=False, max_length=1000, widget=forms.TextInput(attrs={"class": "vTextField"})
     )
@@ -47,6 +51,10 @@ class ReplayForm(forms.Form):
         self.letter, self.editable = letter, editable
         self.edited: Payload | None = None
         self.fields["payload"].disabled = not editable
+        began = Priority(replays.first_priority(letter.job)).name.lower()
+        self.fields["priority"].choices = [  # type: ignore[attr-defined]
+            ("", f"as the job began: {began}"), *((p.value, p.name.lower()) for p in Priority),
+        ]  # fmt: skip
 
     @staticmethod
     def hidden(task: str, text: str) -> str:
@@ -78,6 +86,18 @@ class ReplayForm(forms.Form):
     def reason(self) -> str:
         """Why, as given."""
         return str(self.cleaned_data.get("why", "")).strip()
+
+    @property
+    def priority_given(self) -> Priority | None:
+        """At which priority, where it is not that with which the job began."""
+        given: Priority | None = self.cleaned_data.get("priority")
+        return given
+
+    @property
+    def priority_name(self) -> str:
+        """The same as a word."""
+        given = self.priority_given
+        return str(dict(self.fields["priority"].choices)[""]) if given is None else given.name.lower()  # type: ignore[attr-defined]
 
     @property
     def changes(self) -> list[Line]:

@@ -274,8 +274,16 @@ class Stats(Verb):
         columns = [Column(told["by"]), *(Column(name, right=True) for name in names)]
         found = sorted(told["counts"].items(), key=lambda named: -named[1]["total"])
         self.paper.table(columns, [(name or "(none)", *(counts[n] for n in names)) for name, counts in found])
-        if told["back_to"]:
-            self.note(f"The newest {stats.NEWEST:,} jobs were counted, back to {told['back_to']:%Y-%m-%d %H:%M:%S}.")
+        self.paper.line(f"\n{_counted(told)}")
+
+
+def _counted(told: Mapping[str, Any]) -> str:
+    """Which jobs a breakdown is about: not all, where there are too many."""
+    many = numbered(sum(counts["total"] for counts in told["counts"].values()), "job")
+    if told["back_to"] is None:
+        return f"All {many} counted." if told["since"] is None else f"All {many} since then counted."
+    back = timezone.localtime(told["back_to"]) if timezone.is_aware(told["back_to"]) else told["back_to"]
+    return f"Only the newest {many} are counted, back to {back:%Y-%m-%d %H:%M:%S}; older ones are not."
 
 
 def show_counts(paper: Paper, name: str, counts: Mapping[str, int], what: str = "jobs") -> None:

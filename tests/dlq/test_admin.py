@@ -202,6 +202,33 @@ def test_a_payload_is_edited_only_with_the_permission(visitor: Visitor, letter: 
     assert json.loads(Job.objects.get(replay_of_id=letter.job_id).payload)["args"] == [7]
 
 
+def test_a_replay_has_the_priority_that_the_job_began_with_unless_another_is_chosen(
+    chief: Client, letter: DeadLetter
+) -> None:
+    Job.objects.filter(pk=letter.job_id).update(priority=30)
+    rows.attempt(letter.job, priority=10)
+    address = reverse("admin:dlq_deadletter_replay", args=[letter.pk])
+    assert "as the job began: high" in chief.get(address).content.decode()
+    reviewed = replay(chief, letter, step="review", priority="0").content.decode()
+    assert 'name="priority" value="0"' in reviewed
+    assert "<p>Critical</p>" in reviewed
+    replay(chief, letter, priority="0")
+    assert Job.objects.get(replay_of_id=letter.job_id).priority == 0
+
+
+def test_a_replay_with_no_priority_chosen_begins_as_the_job_began(chief: Client, letter: DeadLetter) -> None:
+    Job.objects.filter(pk=letter.job_id).update(priority=30)
+    rows.attempt(letter.job, priority=10)
+    assert "As the job began: high" in replay(chief, letter, step="review", priority="").content.decode()
+    replay(chief, letter, priority="")
+    assert Job.objects.get(replay_of_id=letter.job_id).priority == 10
+
+
+def test_a_priority_that_there_is_not_is_refused_in_the_form(chief: Client, letter: DeadLetter) -> None:
+    assert "7 is not one of the available choices" in replay(chief, letter, priority="7").content.decode()
+    assert not Job.objects.filter(replay_of_id=letter.job_id).exists()
+
+
 def test_replaying_needs_its_permission(visitor: Visitor, letter: DeadLetter) -> None:
     client = visitor("dlq.view_deadletter", "dlq.edit_payload")
     assert replay(client, letter).status_code == 403

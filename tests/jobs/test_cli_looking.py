@@ -7,6 +7,7 @@ from uuid import uuid4
 import pytest
 from django.utils import timezone
 
+from jobs import stats
 from jobs.models import Checkpoint, Job, Pause
 from tests.jobs.admin.rows import attempt, job, letter
 from tests.jobs.cli import run
@@ -180,6 +181,17 @@ def test_stats_by_something_count_the_newest() -> None:
     assert {name: each["total"] for name, each in counts.items()} == {"acme": 2, "": 1}
     assert run("jobs", "stats", "--by", "tenant").out.splitlines()[1].split()[:2] == ["acme", "2"]
     assert "add --by" in run("jobs", "stats", "--since", "2h").err
+
+
+def test_a_breakdown_says_whether_all_jobs_are_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for tenant in ("acme", "acme", "bolt"):
+        job(tenant=tenant)
+    assert run("jobs", "stats", "--by", "tenant").lines[-1] == "All 3 jobs counted."
+    assert run("jobs", "stats", "--by", "tenant", "--since", "1d").lines[-1] == "All 3 jobs since then counted."
+    monkeypatch.setattr(stats, "NEWEST", 2)
+    told = run("jobs", "stats", "--by", "tenant").lines[-1]
+    assert told.startswith("Only the newest 2 jobs are counted, back to 20")
+    assert told.endswith("; older ones are not.")
 
 
 def test_stats_say_what_is_paused() -> None:

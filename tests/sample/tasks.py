@@ -160,6 +160,17 @@ def for_user(name: str, user: str, seconds: float = 0.0) -> None:
     witness(f"end:{name}")
 
 
+@task(
+    bind=True, key="moving:{user}", limits=[Concurrency("moving:{user}", 1)], breakers=[Breaker("mover:{user}")],
+    idempotent=True,
+)  # fmt: skip
+def move_on(self: Any, user: str, to: str) -> str:
+    """Asks to be tried again with another user, and then fails for that one."""
+    if user != to:
+        self.retry(args=() if to == "nobody at all" else (to, to), exc=TransientError("not here"), countdown=0)
+    raise PermanentError(f"not {user} either")
+
+
 @task(limits=[Concurrency("guarded:{user}", 2)], retry_policy=RetryPolicy(max_attempts=30, base=0.05, cap=0.2))
 def guarded(name: str, user: str, seconds: float = 0.05) -> None:
     """At most two of one user at a time; the kernel sees it, and lets go of what a killed process held."""
