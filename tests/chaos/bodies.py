@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,16 @@ class Ledger:
         """Work until a file exists."""
         while not Path(gate).exists():
             self.last(BEAT)
+
+
+def last_together(bodies: Sequence[Ledger], gate: str) -> None:
+    """Work on several jobs in one call until a file exists, and let it be seen of each."""
+    for written in bodies:
+        written.write("beat")
+    while not Path(gate).exists():
+        time.sleep(BEAT)
+        for written in bodies:
+            written.write("beat")
 
 
 def perform(written: Ledger, *, seconds: float, gate: str, how: str, attempt: int, until: int) -> None:

@@ -401,10 +401,16 @@ def _job(row: Sequence[Any]) -> JobRow:
 
 
 def number_in(payload: str) -> int | None:
-    """The number of the job that has this payload, None for jobs of somebody else."""
+    """The number of the job that has this payload, None for jobs of somebody else.
+
+    >>> number_in('{"args": [], "kwargs": {"number": 5}}'), number_in('{"args": [{"number": 6}], "kwargs": {}}')
+    (5, 6)
+    """
     try:
-        number = json.loads(payload)["kwargs"].get("number")
-    except (ValueError, KeyError, TypeError, AttributeError):
+        content = json.loads(payload)
+        given = content["kwargs"] or content["args"][0]  # that of a chunk is a value of its own
+        number = given.get("number")
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
         return None
     return number if isinstance(number, int) else None
 
@@ -413,8 +419,8 @@ def _change(row: Sequence[Any]) -> Change:
     at, mark, job, old, new, old_attempt, new_attempt, old_token, new_token, lease, pid, reason = row
     writer, parent = written_by(mark)
     return Change(
-        _moment(at) or 0, writer, _id(job), old, new, old_attempt, new_attempt, _id(old_token) or None,
-        _id(new_token) or None, _moment(lease), pid, reason or "", parent,
+        moment(at) or 0, writer, _id(job), old, new, old_attempt, new_attempt, _id(old_token) or None,
+        _id(new_token) or None, moment(lease), pid, reason or "", parent,
     )  # fmt: skip
 
 
@@ -427,11 +433,11 @@ def _id(value: Any) -> str:
     return str(value).replace("-", "") if value else ""
 
 
-def _moment(value: Any) -> int | None:
+def moment(value: Any) -> int | None:
     """A time in nanoseconds, from either database."""
     if value is None:
         return None
-    moment = value if isinstance(value, datetime) else datetime.fromisoformat(value)
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
-    return int(moment.timestamp() * 1_000_000) * 1000
+    found = value if isinstance(value, datetime) else datetime.fromisoformat(value)
+    if found.tzinfo is None:
+        found = found.replace(tzinfo=UTC)
+    return int(found.timestamp() * 1_000_000) * 1000

@@ -138,6 +138,7 @@ class Asked:
     refused: str = ""
     took: float = 0.0
     in_transaction: bool = False
+    at: int = 0  # when the call began
 
 
 @dataclass(slots=True)

@@ -86,7 +86,7 @@ def bulk(specs: list[Spec], size: int = 1000) -> int:
     for start in range(0, len(specs), size):
         batch = specs[start : start + size]
         for spec in batch:
-            _write(event="ask", in_transaction=False, **_note(spec["members"][0]))
+            _write(event="ask", in_transaction=False, at=ledger.now(), **_note(spec["members"][0]))
         began = time.monotonic()
         with transaction.atomic():
             ids = [str(_signature(spec).apply_async(**spec["options"]).id) for spec in batch]
@@ -100,7 +100,7 @@ def ask(spec: Spec) -> None:
     """Enqueue one call or canvas, and write down what was asked and what came of it."""
     members, started = spec["members"], time.monotonic()
     for member in members:
-        _write(event="ask", in_transaction=spec["in_transaction"], **_note(member))
+        _write(event="ask", in_transaction=spec["in_transaction"], at=ledger.now(), **_note(member))
     try:
         result = _call(spec)
     except Exception as error:
@@ -220,7 +220,8 @@ def _signature(spec: Spec) -> Any:
 
 
 def _member(member: Spec) -> Any:
-    signature = getattr(tasks(), member["task"]).s(number=member["number"], **member["kwargs"])
+    task, kwargs = getattr(tasks(), member["task"]), {"number": member["number"], **member["kwargs"]}
+    signature = task.s(kwargs) if getattr(task, "chunked", False) else task.s(**kwargs)
     return signature.set(**member["options"]) if member.get("options") else signature
 
 

@@ -35,6 +35,9 @@ KINDS: dict[str, dict[str, Any]] = {
     "limited": {"task": "limited"},
     "guarded": {"task": "guarded"},
     "through gateway": {"task": "through_gateway"},
+    "breakable": {"task": "breakable"},
+    "gathered": {"task": "gathered"},
+    "debounced": {"task": "debounced"},
     "checkpointed": {"task": "checkpointed", "effect": "row"},
     "failing": {"task": "plain", "how": "broken", "expects": "failed", "effect": "none"},
     "retried": {"task": "plain", "how": "transient", "until": 3},
@@ -642,7 +645,7 @@ class Seam:
         return self.reached
 
 
-_KWARGS = {"seconds", "gate", "how", "until", "pause", "key", "user"}
+_KWARGS = {"seconds", "gate", "how", "until", "pause", "key", "user", "mended"}
 
 
 def recovery(runs: list[Run], struck: int | None) -> float | None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 from django.db import connection
 
 from jobs.retry import RetryPolicy
-from jobs.task import Concurrency, IdempotentTask, Rate, TransactionalTask, task
-from tests.chaos.bodies import CHECKPOINTED_ROWS, Broken, Ledger, Transient, perform
+from jobs.task import Breaker, Concurrency, Debounce, IdempotentTask, Rate, TransactionalTask, chunk_task, task
+from tests.chaos.bodies import CHECKPOINTED_ROWS, Broken, Ledger, Transient, last_together, perform
 from tests.chaos.ledger import NOBODY
 
 POLICY = RetryPolicy(max_attempts=8, base=0.1, cap=1.0, transient=(Transient,), permanent=(Broken,))
@@ -108,6 +110,43 @@ def through_gateway(
 ) -> int:  # fmt: skip
     """A task of which eight start in a second, or four at once after a quiet time."""
     return _perform(self, number, seconds, gate, how, until)
+
+
+@task(bind=True, breakers=[Breaker("gateway of {user}", failures=3, park=3.0)], retry_policy=POLICY)
+def breakable(
+    self: Any, before: Any = None, *, number: int, user: str, mended: str, seconds: float = 0.0, gate: str = "",
+) -> int:  # fmt: skip
+    """A task that fails until the file ``mended`` exists, and from then on works until there is a ``gate``.
+
+    Three failures in a row park its user for three seconds.
+    """
+    written = Ledger(number, str(self.request.id), *_attempt(self))
+    if not Path(mended).exists():
+        written.last(seconds)
+        raise Transient("the gateway is away")
+    written.write("works")
+    written.wait_for(gate)
+    written.write("end")
+    return number
+
+
+@chunk_task(bind=True, size=10, max_wait=1.0, retry_policy=POLICY)
+def gathered(self: Any, payloads: list[dict[str, Any]]) -> Sequence[int]:
+    """Ten jobs in one call, which works until there is the ``gate`` of the first."""
+    written = [
+        Ledger(payload["number"], str(job.pk), job.attempt, str(job.token))
+        for payload, job in zip(payloads, self.request.mainstay_chunk, strict=True)
+    ]
+    last_together(written, payloads[0]["gate"])
+    for one in written:
+        one.write("end")
+    return [payload["number"] for payload in payloads]
+
+
+@task(bind=True, debounce=Debounce("user {user}", quiet=0.5, longest=2.0), retry_policy=POLICY)
+def debounced(self: Any, before: Any = None, *, number: int, user: str) -> int:
+    """One run for the calls of a user that come within half a second of each other, two seconds after the first."""
+    return _perform(self, number, 0.0, "", "fine", 99)
 
 
 @task(bind=True, base=IdempotentTask, key="chaos:{key}", key_scope=timedelta(days=1), retry_policy=POLICY)
