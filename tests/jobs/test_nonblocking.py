@@ -17,7 +17,7 @@ from kombu.asynchronous import Hub
 
 from jobs import lifecycle
 from jobs.lifecycle import Completion
-from jobs.models import Job
+from jobs.models import Allotment, Job, Pause
 from jobs.nonblocking import LAST_ANSWER, Nonblocking
 from jobs.statements import Statement
 from jobs.states import State
@@ -301,6 +301,21 @@ def test_jobs_are_claimed_together_each_with_its_token(reserved: list[Job]) -> N
 def test_a_job_is_left_out_that_is_not_to_be_claimed_ahead(reserved: list[Job], changes: dict[str, Any]) -> None:
     values = {name: value() if callable(value) else value for name, value in changes.items()}
     Job.objects.filter(pk=reserved[1].pk).update(**values)
+    assert claim_many(reserved) == {reserved[0].pk, reserved[2].pk}
+
+
+@pytest.mark.parametrize("scope", ["queue", "task"])
+def test_a_job_is_left_out_whose_queue_or_task_has_a_limit_that_was_set_live(reserved: list[Job], scope: str) -> None:
+    Job.objects.filter(pk=reserved[1].pk).update(**{scope: "other"})
+    now = lifecycle.database_now()
+    Allotment.objects.create(kind="slots", name=f"{scope} other", amount=1, burst=1, created_at=now)
+    assert claim_many(reserved) == {reserved[0].pk, reserved[2].pk}
+
+
+@pytest.mark.parametrize("scope", ["queue", "task"])
+def test_a_job_is_left_out_whose_queue_or_task_is_paused(reserved: list[Job], scope: str) -> None:
+    Job.objects.filter(pk=reserved[1].pk).update(**{scope: "other"})
+    Pause.objects.create(kind=scope, name="other", created_at=lifecycle.database_now())
     assert claim_many(reserved) == {reserved[0].pk, reserved[2].pk}
 
 

@@ -103,6 +103,16 @@ def test_a_plain_job_that_is_due_later_is_bound_too() -> None:
     assert reserved() == 1
 
 
+@pytest.mark.parametrize("scope", [{"queue": "default"}, {"task": note.name}], ids=["queue", "task"])
+def test_a_direct_release_leaves_to_the_line_what_it_binds(scope: dict[str, str]) -> None:
+    later = note.apply_async(("x",), countdown=60)
+    other = add.apply_async((1, 2), countdown=60, queue="mail")
+    control.allot(**scope, slots=1, by="ann")
+    Job.objects.update(due_at=lifecycle.database_now())
+    assert [str(job.pk) for job in lifecycle.reserve_due(10)] == [other.id]
+    assert fresh(later).state == State.PENDING
+
+
 def test_others_are_not_concerned() -> None:
     control.allot(queue="mail", slots=1, by="ann")
     for _ in range(3):

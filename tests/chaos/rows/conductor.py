@@ -20,10 +20,10 @@ BY_HAND = {"TICK": 1.0, "LEASE": 3, "HEARTBEAT": 0.5, "CANCEL_GRACE": 1, "LOST_A
 A_ROUND = 6.0  # seconds in which such a conductor has done all that there is to do
 
 
-def depth(stage: Stage) -> int:
+def depth(stage: Stage, queue: str = "default") -> int:
     """How many messages of normal priority wait in the broker."""
     with stage.redis as client:
-        return int(client.llen("default" if stage.celery else NORMAL))  # type: ignore[arg-type]
+        return int(client.llen(queue if stage.celery else NORMAL.replace("default", queue)))  # type: ignore[arg-type]
 
 
 def sends(stage: Stage) -> dict[Any, tuple[Any, Any]]:

@@ -25,14 +25,19 @@ class Gateway:
         self.numbers: list[int] = []
         self.until = 0  # it has been open at first
 
-    def flood(self, count: int, seconds: float = 0.0) -> None:
+    def flood(self, count: int, seconds: float = 0.0, **options: str) -> None:
         """Enqueue so many."""
         self.numbers += self.stage.bulk(
-            count, "breakable", user="ann", mended=self.mended.path, gate=self.gate.path, seconds=seconds
-        )
+            count, "breakable", user="ann", mended=self.mended.path, gate=self.gate.path, seconds=seconds,
+            options=options,
+        )  # fmt: skip
 
     def others(self, count: int) -> None:
-        """Let jobs of somebody else run, which shows that somebody releases and that hands are free."""
+        """Let jobs of another user run, which shows that hands are free and that somebody has looked at all lines.
+
+        One of our own comes before them, in a line of its own: it is looked at too.
+        """
+        self.flood(1, tenant=f"t{len(self.numbers)}")
         well = self.stage.gate("well")
         well.open()
         numbers = self.stage.enqueue(count, "breakable", user="bob", mended=well.path, gate=well.path)
