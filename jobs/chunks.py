@@ -17,7 +17,7 @@ from jobs import declared, lifecycle
 from jobs.conf import current as settings
 from jobs.lifecycle import Plus
 from jobs.limits import Bind, Numbers
-from jobs.models import ChunkMember, Job, Lane
+from jobs.models import ChunkMember, Job, Lane, Slot
 from jobs.states import WAITING, State
 
 GATHERS = "others of their chunk"  # for what a lane waits
@@ -141,7 +141,8 @@ def tidy() -> list[UUID]:
         cursor.execute(
             f"UPDATE jobs_slot SET job_id = ({mate}) WHERE job_id IN (SELECT job_id FROM jobs_chunkmember) "
             "AND NOT EXISTS (SELECT 1 FROM jobs_job j WHERE j.id = jobs_slot.job_id "
-            f"AND j.state IN {_IN_FLIGHT}) AND EXISTS ({mate})"
+            f"AND j.state IN {_IN_FLIGHT}) AND EXISTS ({mate}) "
+            f"AND NOT EXISTS (SELECT 1 FROM jobs_slot t WHERE t.key = jobs_slot.key AND t.job_id = ({mate}))"
         )
         cursor.execute(
             "DELETE FROM jobs_chunkmember WHERE NOT EXISTS (SELECT 1 FROM jobs_job j "
@@ -160,6 +161,12 @@ def mates(leader_id: UUID, state: State) -> list[Job]:
 def led() -> Any:
     """The ids of jobs that have no message of their own, as a query."""
     return ChunkMember.objects.using(lifecycle.alias()).exclude(job_id=F("leader_id")).values("job_id")
+
+
+def without_slots() -> Any:
+    """The ids of jobs that do not count: of a chunk, one has its slots. As a query."""
+    counted = Slot.objects.using(lifecycle.alias()).filter(key="").values("job_id")
+    return ChunkMember.objects.using(lifecycle.alias()).exclude(job_id__in=counted).values("job_id")
 
 
 def first_at(queue: str) -> datetime | None:

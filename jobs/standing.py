@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from jobs import lifecycle, limits
+from jobs import chunks, lifecycle, limits
 from jobs.lifecycle import Column
 from jobs.limits import Bind, Kind, Numbers
-from jobs.models import Allotment, Arrival, Job, Slot
+from jobs.models import Allotment, Job, Slot
 from jobs.states import WAITING, State
 
 SCOPES = ("queue", "task", "tenant")
@@ -109,11 +109,8 @@ def _put_in_line(scope: str, of: str) -> bool:
     more = False
     for queue, priority, tenant, task, bound in list(sorts):
         alike: dict[str, Any] = {"queue": queue, "priority": priority, "tenant": tenant, "task": task, "bound": bound}
-        first = rows.filter(**alike).exclude(due_at=None).order_by("due_at").values_list("pk", flat=True).first()
         lane = limits.lane(queue, priority, tenant, task, bound)
         more |= lifecycle.put_in_lane(lane, alike, SLICE) == SLICE
-        if first is not None:
-            Arrival.objects.using(lifecycle.alias()).create(job_id=first)
     return more
 
 
@@ -130,5 +127,6 @@ def _count(key: str, scope: str, of: str) -> None:
         finished_at__isnull=True, lease_until__isnull=False, state=State.RUNNING, **{scope: of}
     )
     counted = Slot.objects.using(lifecycle.alias()).filter(key=key).values("job_id")
-    slots = [Slot(job_id=job_id, key=key) for job_id in running.exclude(pk__in=counted).values_list("pk", flat=True)]
+    uncounted = running.exclude(pk__in=counted).exclude(pk__in=chunks.without_slots())
+    slots = [Slot(job_id=job_id, key=key) for job_id in uncounted.values_list("pk", flat=True)]
     Slot.objects.using(lifecycle.alias()).bulk_create(slots, ignore_conflicts=True)
