@@ -70,8 +70,8 @@ class Allowance:
         return None
 
     def take(self, wanted: Iterable[Bind]) -> None:
-        """Take one of each key."""
-        for bind in wanted:
+        """Take one of each key: one, also where two rules make the same key."""
+        for bind in {bind.name: bind for bind in wanted}.values():
             if bind.kind is Kind.SLOTS:
                 self.used[bind.key] += 1
             elif bind.kind is Kind.CIRCUIT:

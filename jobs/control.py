@@ -131,9 +131,10 @@ def resume(*, queue: str | None = None, task: str | None = None, by: str, reason
     """Let jobs of a queue or a task start again; False when it was not paused."""
     kind, name = _one_of(queue, task)
     with transaction.atomic(using=lifecycle.alias()):
+        lanes.keep_still()
         deleted, _ = Pause.objects.using(lifecycle.alias()).filter(kind=kind, name=name).delete()
         if deleted:
-            lanes.reopen(lanes.PAUSED)
+            lanes.reopen()  # what they wait for may have come meanwhile
             audit.record_act("resume", by, f"{kind} {name}", reason=reason)
     return bool(deleted)
 
@@ -151,6 +152,7 @@ def allot(
     name = _named(name, queue, task, tenant, weighed=weight is not None)
     kind, numbers, said = _allotted(name, slots, rate, burst, weight)
     with transaction.atomic(using=lifecycle.alias()):
+        lanes.keep_still()
         allotment = Allotment(
             kind=kind, name=name, amount=numbers.amount, burst=numbers.burst, said=said, by=by, reason=reason,
             created_at=lifecycle.database_now(),
@@ -186,6 +188,7 @@ def withdraw(
     kind = _kind(kind)
     name = _named(name, queue, task, tenant, weighed=kind == Allotment.Kind.WEIGHT)
     with transaction.atomic(using=lifecycle.alias()):
+        lanes.keep_still()
         deleted, _ = Allotment.objects.using(lifecycle.alias()).filter(kind=kind, name=name).delete()
         if deleted:
             _begin_anew(kind, name)
@@ -264,6 +267,7 @@ def reset_breaker(key: str, *, by: str, reason: str = "") -> Circuit:
     Raises ``Refused`` where nothing is known of it.
     """
     with transaction.atomic(using=lifecycle.alias()):
+        lanes.keep_still()
         was = circuits.reset(key)
         if was is None:
             known = ", ".join(row.key for row in breakers()[:20]) or "none"

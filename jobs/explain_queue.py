@@ -59,7 +59,6 @@ def explain_queue(queue: str) -> QueueExplanation:
     found = _found(queue)
     parts = [
         *_of_queue_pauses(found),
-        *_of_whole_queue(found),
         *_of_keys(found),
         *_of_later(found),
         *_of_turns(found),
@@ -145,7 +144,6 @@ def _sort_out(found: _Found) -> None:
     tasks = {name for kind, name in found.pauses if kind == Pause.Kind.TASK}
     names = [wait.on for wait in found.waits if _kind(wait.on)][:KEYS_READ]
     binds_of = {b.name: b for wait in found.waits if wait.first for b in binds(wait.first.bound) if b.name in names}
-    binds_of |= {name: bind for name in names if name not in binds_of and (bind := standing.named(name))}
     # Of a whole queue, task or tenant: no row keeps it.
     binds_of |= {name: bind for name in names if name not in binds_of and (bind := standing.named(name)) is not None}
     found.gauges = {gauge.bind.name: gauge for gauge in gauges.of(binds_of.values()) if gauge.full}
@@ -190,20 +188,13 @@ def _of_queue_pauses(found: _Found) -> Iterator[Part]:
         yield reasons.paused(found.pauses[Pause.Kind.TASK, task], jobs)
 
 
-def _of_whole_queue(found: _Found) -> Iterator[Part]:
-    """The limits that were set for the whole queue, where nothing is left of them."""
-    for gauge in gauges.of(standing.binds(standing.said_now(), found.queue)):
-        if gauge.full:
-            yield reasons.no_token(gauge) if gauge.bind.kind is Kind.TOKENS else reasons.full(gauge)
-
-
 def _of_keys(found: _Found) -> Iterator[Part]:
     """The keys for which most jobs wait, one by one; the others together."""
     whole = {gauge.bind.name for gauge in found.whole}
     held = [wait for wait in found.waits if wait.on not in ("", lanes.PAUSED, *whole)]
     known = {*found.gauges, *found.circuits}
     held = [wait for wait in held if wait.on in known or not _known_kind(wait.on) or wait.first is None]
-    for full in found.whole:
+    for full in found.whole if found.held_whole else ():
         yield _of_gauge(full, found.held_whole)
     for wait in held[:NAMED]:
         gauge, circuit = found.gauges.get(wait.on), found.circuits.get(wait.on)

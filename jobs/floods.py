@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from jobs import lifecycle, limits
 from jobs.lifecycle import Column
-from jobs.models import Arrival, Job
+from jobs.models import Job
 from jobs.states import Priority, State
 
 DEEP = 50  # plain jobs in the broker that nobody has begun
@@ -58,6 +58,4 @@ def _looked(queue: str) -> bool:
             alike = {"queue": queue, "priority": Priority.NORMAL.value, "tenant": tenant, "task": task, "bound": bound}
             lane = limits.lane(queue, Priority.NORMAL, tenant, task, bound)
             lifecycle.put_in_lane(lane, alike, MOST)
-            first = next(row[0] for row in found if row[1:] == (task, tenant, bound))
-            Arrival.objects.using(lifecycle.alias()).create(job_id=first)
     return bool(found)

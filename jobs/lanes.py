@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from uuid import UUID
 
 from django.db import transaction
-from django.db.models import Value
+from django.db.models import Max, QuerySet, Value
 from django.db.models.functions import Greatest
 
 from jobs import allowed, chunks, circuits, floods, lanerows, lifecycle, limits, sql, standing
@@ -86,6 +86,15 @@ def unfinished() -> bool:
     return bool(_unfinished)
 
 
+def keep_still() -> None:
+    """Wait for the release that runs, and let none begin before the transaction around this ends.
+
+    Who opens lanes at the same time as a release takes their rows in another order: one of the two would be undone.
+    """
+    if lifecycle.database().vendor == "postgresql":
+        sql.rows("SELECT pg_advisory_xact_lock(%s)", [LOCK])
+
+
 def reopen(waits_on: str = "") -> None:
     """Look again at the lanes that are closed for this reason, or for any: what closed them has changed."""
     rows = Lane.objects.using(lifecycle.alias()).exclude(waits_on="")
@@ -94,13 +103,15 @@ def reopen(waits_on: str = "") -> None:
 
 
 def mend(limit: int = 1000) -> int:
-    """Take in jobs that wait in a lane of which nothing is known; return how many lanes. It should find none.
+    """Take in jobs that wait in a lane of which nothing is known, or not that it has them; return how many lanes.
+
+    It should find none.
 
     Forget the tokens of keys that have all they can have.
     """
     found = sql.rows(
         f"SELECT MIN(CAST(id AS varchar(36))) FROM jobs_job WHERE {lanerows.WAITS} AND due_at IS NOT NULL "
-        "AND NOT EXISTS (SELECT 1 FROM jobs_lane l WHERE l.id = jobs_job.lane) "
+        "AND NOT EXISTS (SELECT 1 FROM jobs_lane l WHERE l.id = jobs_job.lane AND l.head_at <= jobs_job.due_at) "
         f"GROUP BY lane LIMIT {int(limit)}"
     )
     ids = [UUID(str(row[0])) for row in found]
@@ -138,9 +149,9 @@ class Release:
             _unfinished.append("limits that were set")
         freed = self._give_up_slots()
         self._take_in(freed)
+        self.paused = set(Pause.objects.using(lifecycle.alias()).values_list("kind", "name"))
         self._wake(freed)
         self._open_shares()
-        self.paused = set(Pause.objects.using(lifecycle.alias()).values_list("kind", "name"))
         queues = [queue for queue in self._queues() if (Pause.Kind.QUEUE.value, queue) not in self.paused]
         if queues:
             self._take_back_overtaken()
@@ -204,6 +215,10 @@ class Release:
     def _open_those_of(self, waits_on: str, many: int, *, due: bool = False) -> int:
         rows = Lane.objects.using(lifecycle.alias()).filter(waits_on=waits_on)
         rows = rows.filter(head_at__lte=self.now) if due else rows
+        # What is paused would only be in the way of the others; it is looked at again when it is resumed.
+        for kind, column in ((Pause.Kind.QUEUE, "share__queue"), (Pause.Kind.TASK, "task")):
+            if names := [name for paused, name in self.paused if paused == kind]:
+                rows = rows.exclude(**{f"{column}__in": names})
         ids = list(rows.order_by("priority", "turn", "head_at").values_list("pk", flat=True)[:many])
         lanerows.open_lanes(ids)
         return len(ids)
@@ -213,9 +228,18 @@ class Release:
         rows = Share.objects.using(lifecycle.alias())
         due = rows.filter(is_open=False, open_at__lte=self.now)
         for queue, priority in set(due.values_list("queue", "priority")):
-            peers = rows.filter(queue=queue, priority=priority, is_open=True).order_by("turn")
-            lowest = peers.values_list("turn", flat=True).first()
-            due.filter(queue=queue, priority=priority).update(is_open=True, turn=Greatest("turn", Value(lowest or 0.0)))
+            lowest = self._turn_of(rows.filter(queue=queue, priority=priority))
+            due.filter(queue=queue, priority=priority).update(is_open=True, turn=Greatest("turn", Value(lowest)))
+
+    def _turn_of(self, peers: QuerySet[Share]) -> float:
+        """The lowest turn of the open shares of a line; where all wait for a limit, that of whoever went last."""
+        lowest = peers.filter(is_open=True).order_by("turn").values_list("turn", flat=True).first()
+        if lowest is not None:
+            return lowest
+        weighed = [name for kind, name in self.said if kind == Allotment.Kind.WEIGHT]
+        highest = peers.exclude(tenant__in=weighed).aggregate(turn=Max("turn"))["turn"] or 0.0
+        others = peers.filter(tenant__in=weighed).values_list("tenant", "turn")
+        return max(0.0, highest - 1.0, *(turn - 1.0 / self.weight(tenant) for tenant, turn in others))
 
     def _take_back_overtaken(self) -> None:
         """Take back what has lain in the broker for too long behind more urgent jobs: it goes again, before them.
@@ -271,8 +295,12 @@ class Release:
         whole = standing.binds(self.said, queue)
         self.learn(whole)
         room = min([room, *(int(self.allowance.left(bind) + 1e-9) for bind in whole)])
-        if room <= 0:
-            return
+        if room > 0:
+            self._fill(queue, room)
+        # A rate of the whole queue closes no lane: that its next token has come is to be known all the same.
+        self.to_wake |= {b.key: b for b in whole if b.kind is Kind.TOKENS and self.allowance.refusal([b])}
+
+    def _fill(self, queue: str, room: int) -> None:
         lines = {p.value: Line(self, queue, p.value, room) for p in Priority}
         if lines[Priority.NORMAL].next() and floods.lies_before(queue):
             self.flooded.add(queue)

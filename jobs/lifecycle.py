@@ -520,16 +520,26 @@ def _one_of(chosen: str) -> str:
 
 
 def put_in_lane(lane: str, alike: dict[str, Any], limit: int) -> int:
-    """Put up to ``limit`` plain jobs that wait and are alike in these columns in a lane; return how many."""
+    """Put up to ``limit`` plain jobs that wait and are alike in these columns in a lane, and say that they wait there.
+
+    Return how many.
+    """
     where = " AND ".join(f"{_quoted(name)} = %s" for name in alike)
     some = (
         f"SELECT id FROM {_table()} WHERE finished_at IS NULL AND state IN ({_waiting()}) AND lane = '' "
         f"AND {where} ORDER BY due_at LIMIT {int(limit)}"
     )
-    return _execute(
+    put = _execute(
         f"UPDATE {_table()} SET lane = %s WHERE lane = '' AND state IN ({_waiting()}) AND {_one_of(some)}",
         [lane, *alike.values()],
     )
+    # Of those that are in it now: any other one may have begun meanwhile.
+    first = (
+        f"SELECT id FROM {_table()} WHERE finished_at IS NULL AND state IN ({_waiting()}) AND NOT (lane = '') "
+        "AND lane = %s AND due_at IS NOT NULL ORDER BY due_at LIMIT 1"
+    )
+    _execute(f"INSERT INTO {Arrival._meta.db_table} (job_id) {first}", [lane])
+    return put
 
 
 def _in_no_line() -> str:

@@ -93,8 +93,12 @@ def place(job: Job) -> None:
 
 
 def line_up(job: Job) -> bool:
-    """Give a draft its lane; False where nothing constrains it, and nobody waits whom it would overtake."""
-    if not job.bound and not job.tenant and job.priority == Priority.NORMAL and not _crowded(job.queue, job.task):
+    """Give a job its lane; False where nothing constrains it, and nobody waits whom it would overtake.
+
+    One that was held, and put in line meanwhile, stays there.
+    """
+    plain = not (job.lane or job.bound or job.tenant) and job.priority == Priority.NORMAL
+    if plain and not _crowded(job.queue, job.task):
         return False
     job.bound = limits.settle(job.bound, job.queue)
     job.lane = limits.lane(job.queue, job.priority, job.tenant, job.task, job.bound)

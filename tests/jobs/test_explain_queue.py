@@ -250,6 +250,7 @@ def test_a_limit_of_the_whole_queue_holds_all_of_its_jobs() -> None:
     assert len(lanes.release(10)) == 1
     assert told() == {"limit": "2"}
     assert "2 jobs wait for the limit queue default, which is full: 1 of 1, by " in sentences()
+    assert [part.word for part in explain_queue("default").parts] == ["limit", "sent"]
     assert explain_queue("default").next_at is None
 
 

@@ -1,5 +1,6 @@
 """Who goes next: most urgent first, tenants in turn, within every limit; and no priority starves."""
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
@@ -13,7 +14,7 @@ from django.db import connection, transaction
 from django.db.models import F
 
 from jobs import attempt as attempts
-from jobs import control, floods, lanerows, lanes, lifecycle, outbox, publisher
+from jobs import control, floods, lanerows, lanes, lifecycle, limits, outbox, publisher
 from jobs.models import Allotment, Arrival, Bucket, Job, Lane, Share, Slot, Worker
 from jobs.states import State
 from tests.platform import Witness, attempt, drain, fresh, running
@@ -42,8 +43,6 @@ def workers(hands: int, queue: str = "default") -> None:
 
 def name(job: Any) -> str:
     """The first argument of a job."""
-    import json
-
     content = json.loads(Job.objects.get(pk=job.pk).payload)
     return str((content.get("args") or [*content["kwargs"].values()])[0])
 
@@ -175,6 +174,16 @@ def test_a_job_whose_arrival_was_lost_is_found() -> None:
     assert released() == ["x"]
 
 
+def test_a_job_that_is_due_before_its_lane_knows_is_found() -> None:
+    job = note.apply_async(("x",), tenant="acme", countdown=3600)
+    assert released() == []
+    Job.objects.filter(pk=job.id).update(due_at=lifecycle.database_now())
+    assert released() == []
+    assert lanes.mend() == 1
+    assert released() == ["x"]
+    assert lanes.mend() == 0
+
+
 def test_nothing_is_left_of_what_has_ended() -> None:
     for_user.apply_async(("a", "ann"), priority="low", tenant="acme")
     drain()
@@ -303,6 +312,24 @@ def test_who_comes_later_has_saved_no_turns_up() -> None:
     assert order[:6] in (["a4", "b0", "a5", "b1", "a6", "b2"], ["b0", "a4", "b1", "a5", "b2", "a6"])
 
 
+@pytest.mark.parametrize("weight", [None, 4])
+def test_who_comes_while_the_others_wait_for_a_limit_has_saved_no_turns_up(weight: int | None) -> None:
+    if weight:
+        control.allot("a", weight=weight, by="ann")
+    for number in range(30):
+        for_user.apply_async((f"a{number}", "ann"), tenant="a")
+    started_one_by_one_at_most(20)
+    workers(3)
+    lanes.release(2)
+    assert released() == []  # both run: nobody of this priority may go
+    for number in range(30):
+        note.apply_async((f"b{number}",), tenant="b")
+    workers(1)
+    ended()
+    order = started_one_by_one_at_most(10)
+    assert sum(one.startswith("a") for one in order) >= 4
+
+
 def test_a_tenant_has_as_many_turns_as_it_has_weight() -> None:
     now = lifecycle.database_now()
     Allotment.objects.create(kind="weight", name="a", amount=3, burst=3, said="3", created_at=now)
@@ -327,6 +354,20 @@ def test_a_plain_flood_in_the_broker_is_put_in_line_when_somebody_else_is() -> N
     assert [started_one_by_one_at_most(3), Job.objects.filter(state=State.COMPLETED).count()] == [
         ["plain0", "plain1", "plain2"], 4,
     ]  # fmt: skip
+
+
+def test_a_plain_flood_is_in_line_though_the_first_of_it_began_just_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = [fresh(note.delay(f"plain{n}")) for n in range(60)]
+    note.apply_async(("lone",), tenant="lone")
+    move_all = lifecycle.move_all
+
+    def beginning(*given: Any, **changes: Any) -> int:
+        if given[4] == floods.IN_LINE:
+            running(plain[0].pk)
+        return move_all(*given, **changes)
+
+    monkeypatch.setattr(lifecycle, "move_all", beginning)
+    assert started_one_by_one_at_most(3) == ["lone", "plain1", "plain2"]
 
 
 def test_a_few_plain_jobs_in_the_broker_are_overtaken_and_left_alone() -> None:
@@ -403,6 +444,16 @@ def test_a_rate_lets_a_burst_go_and_then_one_at_a_time() -> None:
     assert len(released()) == 2
 
 
+def test_a_job_takes_one_of_a_key_though_two_rules_make_it() -> None:
+    workers(10)
+    keys = [["slots", "purse", rule, 2.0, 2.0] for rule in ("{a}", "{b}")]
+    keys += [["tokens", "purse", rule, 0.001, 2.0] for rule in ("{a}", "{b}")]
+    for number in range(3):
+        _bound(note, str(number), keys)
+    assert released() == ["0", "1"]
+    assert Bucket.objects.get(key="purse").tokens == pytest.approx(0, abs=0.01)
+
+
 def test_what_is_closed_is_not_looked_at_until_something_is_left_again(
     django_assert_max_num_queries: Any,
 ) -> None:
@@ -427,6 +478,38 @@ def test_a_paused_task_holds_up_no_other_of_its_tenant() -> None:
     assert released() == ["b"]
     control.resume(task=alone.name, by="ann")
     assert released() == ["a"]
+
+
+@pytest.mark.parametrize("paused", [{"task": alone.name}, {"queue": "mail"}], ids=["task", "queue"])
+def test_a_slot_that_is_free_again_goes_to_nobody_who_is_paused(paused: dict[str, str]) -> None:
+    """However many of them wait for it, and however urgent they are."""
+    workers(50)
+    workers(50, "mail")
+    key = [["slots", "shared", "shared", 1.0, 1.0]]
+    first = _bound(note, "first", key)
+    for number in range(30):
+        _bound(alone, f"p{number}", key, queue="mail", tenant=str(number), priority="high")
+    assert released() == ["first"]
+    _bound(note, "next", key)
+    assert released() == []
+    while Share.objects.filter(is_open=True).exists():
+        lanes.release(100)
+    control.pause(**paused, reason="", by="ann")
+    attempt(first)
+    assert released() == ["next"]
+    attempt(Job.objects.get(state=State.RESERVED).pk)
+    lanes.release(1)
+    control.resume(**paused, by="ann")
+    assert released() == ["p0"]
+
+
+def _bound(task: Any, name: str, keys: list[Any], **options: Any) -> UUID:
+    """A job that has these keys and no others."""
+    job = fresh(task.apply_async((name,), **{"tenant": "t"} | options))
+    bound = json.dumps(keys)
+    lane = limits.lane(job.queue, job.priority, job.tenant, job.task, bound)
+    Job.objects.filter(pk=job.pk).update(bound=bound, lane=lane)
+    return job.pk
 
 
 @pytest.mark.parametrize("paused", [{"task": through_gateway.name}, {"queue": "default"}], ids=str)

@@ -1,18 +1,24 @@
 """Limits of a whole queue, task or tenant, set while jobs wait and run: they bind all of them."""
 
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
+from uuid import uuid4
 
 import pytest
+from celery import chord
+from django.db.models import F
 
 from jobs import control, lanes, lifecycle, outbox
+from jobs.conclusion import Report, conclude
 from jobs.errors import Refused
 from jobs.explain import explain
-from jobs.models import Job, Lane, Slot, Worker
+from jobs.failures import Failure, Kind
+from jobs.models import Bucket, Job, Lane, Slot, Worker
 from jobs.release import release
 from jobs.states import State
 from tests.platform import attempt, fresh, running
-from tests.sample.tasks import add, note
+from tests.sample.tasks import Mail, add, note, total
 
 pytestmark = pytest.mark.django_db
 
@@ -111,6 +117,62 @@ def test_a_direct_release_leaves_to_the_line_what_it_binds(scope: dict[str, str]
     Job.objects.update(due_at=lifecycle.database_now())
     assert [str(job.pk) for job in lifecycle.reserve_due(10)] == [other.id]
     assert fresh(later).state == State.PENDING
+
+
+def test_the_body_of_a_chord_is_bound_too() -> None:
+    result = chord([add.s(1, 2)], total.s()).apply_async()
+    control.allot(queue="default", slots=1, by="ann")
+    release()
+    attempt(result.parent.results[0].id)
+    assert fresh(result.parent.results[0]).state == State.COMPLETED
+    assert (fresh(result).state, fresh(result).lane != "") == (State.PENDING, True)
+    release()
+    assert Slot.objects.filter(job_id=result.id, key="queue default").exists()
+
+
+def test_a_chunk_that_runs_counts_once() -> None:
+    chunk()
+    control.allot(queue="default", slots=2, by="ann")
+    note.apply_async(("x",), tenant="t")
+    release()
+    assert Slot.objects.filter(key="queue default").count() == 2
+    assert reserved() == 1
+
+
+def test_a_chunk_counts_for_as_long_as_one_of_it_runs() -> None:
+    first, *others = chunk()
+    control.allot(queue="default", slots=1, by="ann")
+    release()
+    for one in (first, *others):
+        note.apply_async(("x",), tenant="t")
+        release()
+        assert reserved() == 0
+        conclude(one, Failure(Kind.PERMANENT, "no"), Report())
+    release()
+    assert reserved() == 1
+
+
+def chunk() -> list[Job]:
+    """A chunk of three that runs."""
+    for name in "abc":
+        Mail.delay(name)
+    (leader,) = lanes.release(10)
+    lease = timedelta(seconds=60)
+    return lifecycle.claim_chunk(leader.pk, token=uuid4(), worker="w", pid=1, lease=lease)
+
+
+def test_it_is_known_when_the_next_token_of_a_whole_queue_comes() -> None:
+    control.allot(queue="default", rate="1/h", burst=1, by="ann")
+    for number in range(2):
+        note.apply_async((str(number),), tenant="t")
+    release()
+    assert reserved() == 1
+    assert lanes.changes(3590)[3] is False
+    assert lanes.changes(3610)[3] is True
+    Bucket.objects.update(filled_at=F("filled_at") - timedelta(hours=1), wake_at=F("wake_at") - timedelta(hours=1))
+    assert lanes.changes(0)[0] is True
+    release()
+    assert reserved() == 2
 
 
 def test_others_are_not_concerned() -> None:
