@@ -213,7 +213,7 @@ def _before_work(instance: Any, **_: Any) -> None:
     outage.hurry_all(lifecycle.database())
     transport.survive()
     broker.concurrency = lambda: instance.max_concurrency or instance.concurrency or 0
-    broker.pace = Pace() if pools.name(instance) in ("prefork", "solo") else None
+    broker.pace = Pace() if pools.name(instance) in ("prefork", "thread", "solo") else None
     worker.report_in_background(instance)
 
 

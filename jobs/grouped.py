@@ -98,7 +98,8 @@ class Grouped:
 
     def leave(self) -> None:
         """The loop runs no longer: what is on its way is recorded by the thread, and what is claimed is for others."""
-        line, self._line = self._line, None
+        with self._lock:
+            line, self._line = self._line, None
         if line is not None:
             line.close()
         self.record_apart()
@@ -177,6 +178,11 @@ class Grouped:
 
     def answered(self, request_id: str, callback: Callable[[Any], Any], answer: Any) -> None:
         """A child answered: Celery is told, at once or when the outcome is recorded."""
+        self.left(request_id, callback, answer)
+        self.go_on()
+
+    def left(self, request_id: str, callback: Callable[[Any], Any], answer: Any) -> None:
+        """The same of a thread, which calls this itself; the event loop is to ``go_on`` then."""
         self._given.pop(request_id, None)
         completion = getattr(answer, "completion", None)
         if completion is None:
@@ -184,11 +190,11 @@ class Grouped:
             return
         self._answered.add(request_id)
         handed = Handed(completion, partial(self._recorded, request_id, partial(callback, tuple(answer))))
-        if self._line is None:
-            completer.record(handed)
-        else:
-            self._completed.append(handed)
-            self._turn()
+        with self._lock:
+            if self._line is not None:
+                self._completed.append(handed)
+                return
+        completer.record(handed)
 
     def _recorded(self, request_id: str, then: Callable[[], Any]) -> None:
         self._answered.discard(request_id)
@@ -224,6 +230,10 @@ class Grouped:
         return completer.finish(max(until - monotonic(), 0.0)) and not self._flying
 
     # --- A turn ---
+
+    def go_on(self) -> None:
+        """Something was left to be recorded."""
+        self._turn()
 
     def _turn(self, *, lingered: bool = False) -> None:
         if self._line is None or self.at is None:
@@ -378,6 +388,7 @@ join, leave, begun, answered = _grouped.join, _grouped.leave, _grouped.begun, _g
 given_back, finish, claim_next = _grouped.given_back, _grouped.finish, _grouped.claim_next
 record_apart, dropped = _grouped.record_apart, _grouped.dropped
 lost, has_answered, arrive = _grouped.lost, _grouped.has_answered, _grouped.arrive
+left, go_on = _grouped.left, _grouped.go_on
 
 
 def loop() -> Any:

@@ -6,6 +6,7 @@ message is acknowledged when that has committed. Whoever dies before loses an ou
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -49,14 +50,13 @@ class Answer(tuple[Any, ...]):  # noqa: SLOT001 (a tuple takes none)
     completion: Completion
 
 
-class _Here:
-    """What this child was given for the task that it runs, and what it leaves."""
+class _Here(threading.local):
+    """What this child, or this thread, was given for the task that it runs, and what it leaves."""
 
-    def __init__(self) -> None:
-        self.takes = False
-        self.until = 0.0
-        self.claimed: Claimed | None = None
-        self.left: Completion | None = None
+    takes = False
+    until = 0.0
+    claimed: Claimed | None = None
+    left: Completion | None = None
 
 
 _here = _Here()

@@ -76,7 +76,11 @@ def taught(pool: Any, app: Any) -> Any:
     """A pool as attempts need it."""
     if getattr(pool, "is_green", False):
         return _of_greenlets(pool, app)
-    kinds: dict[str, Any] = {"celery.concurrency.prefork": _of_children, "celery.concurrency.solo": solo.taught}
+    kinds: dict[str, Any] = {
+        "celery.concurrency.prefork": _of_children,
+        "celery.concurrency.thread": _of_threads,
+        "celery.concurrency.solo": solo.taught,
+    }
     return kinds.get(pool.__module__, lambda pool: pool)(pool)
 
 
@@ -172,6 +176,50 @@ def _hear_answers(pool: Any) -> None:
                 poll.unregister(descriptor)
         if reading:
             until = min(max(until, monotonic() + PART), last)
+
+
+def _of_threads(pool: Any) -> Any:
+    class Taught(pool):  # type: ignore[misc]
+        """Gives its threads what was claimed for them, and records together what they complete."""
+
+        uses_semaphore = True  # what no thread is free for waits in the event loop, as with children
+
+        def on_apply(self, target: Any, args: Any = (), kwargs: Any = None, callback: Any = None, **options: Any) -> Any:
+            if callback is None:
+                return super().on_apply(target, args, kwargs or {}, **options)
+            request_id = options.get("correlation_id", "")
+            told, left = grouped.begun(request_id), functools.partial(grouped.left, request_id, callback)
+            result = super().on_apply(handover.traced, (told, target, *args), kwargs or {}, callback=left, **options)
+            result.f.add_done_callback(self._freed)
+            return result
+
+        def _freed(self, _: Any) -> None:
+            loop, semaphore = grouped.loop(), self.options.get("semaphore")
+            if loop is not None and semaphore is not None:
+                loop.call_soon(_next_one, semaphore)
+
+        def flush(self) -> None:
+            """The connection was lost, and with it the messages."""
+            grouped.leave()
+
+        def on_stop(self) -> None:
+            grouped.leave()  # nobody has turns any more
+            super().on_stop()
+            grouped.end()
+
+        def on_terminate(self) -> None:
+            grouped.leave()
+            super().on_terminate()
+            grouped.finish(LAST_PART)
+
+    Taught.__module__, Taught.__qualname__ = pool.__module__, pool.__qualname__
+    return Taught
+
+
+def _next_one(semaphore: Any) -> None:
+    """A thread is free: for the next that waits, and to have recorded what it left."""
+    semaphore.release()
+    grouped.go_on()
 
 
 def _of_greenlets(pool: Any, app: Any) -> Any:

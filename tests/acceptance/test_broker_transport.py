@@ -130,7 +130,7 @@ def test_a_broker_that_restarts_loses_no_job(
     wait_until(lambda: completed(60), timeout=60)
 
 
-@pytest.mark.parametrize("pool", ["prefork", "solo"])
+@pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
 def test_a_worker_that_stops_leaves_nothing_in_unacked(
     worker: Spawn, wire: Redis, witness: Witness, wait_until: WaitUntil, pool: str
 ) -> None:

@@ -49,7 +49,7 @@ def env(witness: Witness) -> dict[str, str]:
     return {**witness.environ, "TEST_JOBS": json.dumps(QUICK)}
 
 
-@pytest.fixture(params=["prefork", "solo"])
+@pytest.fixture(params=["prefork", "threads", "solo"])
 def any_worker(request: pytest.FixtureRequest, worker: Spawn) -> Spawn:
     """Start a worker of each pool that groups short jobs."""
     return partial(worker, pool=request.param)
@@ -153,13 +153,14 @@ def test_a_claim_whose_answer_is_late_is_kept_by_the_child(
     assert one.process.poll() is None
 
 
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
 def test_what_was_claimed_ahead_is_handed_back_when_jobs_take_long(
-    worker: Spawn, conductor: Spawn, env: dict[str, str], witness: Witness, wait_until: WaitUntil
+    worker: Spawn, conductor: Spawn, env: dict[str, str], witness: Witness, wait_until: WaitUntil, pool: str
 ) -> None:
     enqueue()
     bulk(nap, [{"seconds": 20, "name": "long"}, {"seconds": 20, "name": "longer"}])
     enqueue(20, "after")
-    one = worker(env=env)
+    one = worker(pool=pool, env=env)
     conductor(env=env)
     wait_until(lambda: {"start:long", "start:longer"} <= set(witness.lines), timeout=30)
     worker(name="second", env=env)
@@ -306,13 +307,14 @@ def test_a_row_that_somebody_keeps_locked_holds_up_no_other(
     wait_until(lambda: all_completed(200), timeout=30)
 
 
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
 def test_a_job_that_is_cancelled_while_it_waits_in_the_worker_does_not_complete(
-    worker: Spawn, conductor: Spawn, env: dict[str, str], witness: Witness, wait_until: WaitUntil
+    worker: Spawn, conductor: Spawn, env: dict[str, str], witness: Witness, wait_until: WaitUntil, pool: str
 ) -> None:
     enqueue()
     bulk(nap, [{"seconds": 5, "name": "a"}, {"seconds": 5, "name": "b"}])
     enqueue(10, "after")
-    worker(env=env)
+    worker(pool=pool, env=env)
     conductor(env=env)
     wait_until(lambda: {"start:a", "start:b"} <= set(witness.lines), timeout=30)
     for job in Job.objects.filter(payload__contains="after"):

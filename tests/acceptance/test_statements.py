@@ -95,7 +95,7 @@ def test_a_job_costs_its_worker_two_statements(warm: Child, logged: Callable[[],
     assert verbs(log.of_attempts()) == {"EXECUTE claim": JOBS, "EXECUTE complete": JOBS}
 
 
-@pytest.mark.parametrize("pool", ["prefork", "solo"])
+@pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
 def test_jobs_in_groups_cost_less_than_a_statement_each(
     pool: str, worker: Callable[..., Child], logged: Callable[[], Log], settled: Settled
 ) -> None:
