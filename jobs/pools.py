@@ -184,7 +184,9 @@ def _of_threads(pool: Any) -> Any:
 
         uses_semaphore = True  # what no thread is free for waits in the event loop, as with children
 
-        def on_apply(self, target: Any, args: Any = (), kwargs: Any = None, callback: Any = None, **options: Any) -> Any:
+        def on_apply(
+            self, target: Any, args: Any = (), kwargs: Any = None, callback: Any = None, **options: Any
+        ) -> Any:
             if callback is None:
                 return super().on_apply(target, args, kwargs or {}, **options)
             request_id = options.get("correlation_id", "")
