@@ -47,7 +47,7 @@ def completed() -> int:
 
 def nothing_is_left(wait_until: WaitUntil) -> None:
     """Neither members nor slots outlive their jobs."""
-    wait_until(lambda: not ChunkMember.objects.exists() and not Slot.objects.exists())
+    wait_until(lambda: not ChunkMember.objects.exists() and not Slot.objects.exists(), timeout=30)
 
 
 def test_many_jobs_need_few_calls_and_each_runs_once(platform: Platform, wait_until: WaitUntil) -> None:

@@ -593,8 +593,9 @@ def test_a_crowd_of_tenants_that_comes_at_once_delays_nobody_by_seconds(django_a
     workers(1)
     with django_assert_max_num_queries(80):
         lanes.release(1)
-    lanes.release(1)
-    assert Share.objects.count() >= 2000  # in three releases at the latest
+    for _ in range(2):  # one takes a part of them in even where time is short
+        lanes.release(1)
+    assert Share.objects.count() >= 2400
 
 
 def test_a_release_reads_the_lines_by_their_indexes_and_not_the_backlog() -> None:
