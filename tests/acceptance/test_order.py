@@ -82,6 +82,7 @@ def test_the_next_job_starts_soon_after_one_has_ended(platform: Platform, wait_u
     bulk.bulk(alone, [(str(n), 0.2) for n in range(12)])
     wait_until(lambda: completed() == 12, timeout=30)
     jobs = list(Job.objects.order_by("started_at").values_list("started_at", "finished_at"))
+    assert list(Job.objects.filter(started_at=None).values()) == []
     waits = [(after - before).total_seconds() for (_, before), (after, _) in pairwise(jobs)]
     assert statistics.median(waits) < 0.15
 
