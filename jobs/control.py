@@ -9,7 +9,7 @@ from uuid import UUID
 
 from django.db import transaction
 
-from jobs import audit, bursts, circuits, gathering, lanes, lifecycle, limits, standing, successors
+from jobs import audit, bursts, circuits, declared, gathering, lanes, lifecycle, limits, standing, successors
 from jobs.errors import DeclarationError, JobNotFound, MoveRefused, Refused
 from jobs.lifecycle import NOW, Clock, Column
 from jobs.models import Allotment, Circuit, Job, Pause, Slot, Worker
@@ -72,8 +72,8 @@ def retry(job_id: UUID, *, by: str, reason: str = "") -> Job:
     return job
 
 
-def snooze(job_id: UUID, until: timedelta | datetime, *, by: str, reason: str = "") -> Job:
-    """Put a job that has not started off until a time, or for so long from now; no attempt is used.
+def snooze(job_id: UUID, until: timedelta | datetime | float, *, by: str, reason: str = "") -> Job:
+    """Put a job that has not started off until a time, or for so long (seconds) from now; no attempt is used.
 
     Raises ``Refused`` for a job that runs, has finished, or waits for other jobs.
     """
@@ -84,7 +84,7 @@ def snooze(job_id: UUID, until: timedelta | datetime, *, by: str, reason: str = 
         raise Refused(f"Job {job_id} is {job.reason}. Let it go (retry) or cancel it.")
     if job.due_at is None:
         raise Refused(f"Job {job_id} {job.reason or 'waits for other jobs'}, and has no time of its own.")
-    due_at = _later(until)
+    due_at = _later(timedelta(seconds=until) if isinstance(until, int | float) else until)
     reserved = job.state == State.RESERVED  # its message is refused when it comes
     changes: dict[str, Any] = {"due_at": due_at} | ({"sends": 0} if reserved else {})
     try:
@@ -106,7 +106,10 @@ def _later(until: timedelta | datetime) -> Clock | datetime:
 
 
 def pause(*, queue: str | None = None, task: str | None = None, reason: str, by: str) -> Pause:
-    """Stop starting jobs of a queue or a task; what waits in the broker is taken back. Running jobs go on."""
+    """Stop starting jobs of a queue or a task; what waits in the broker is taken back. Running jobs go on.
+
+    A task may be named by the last part of its name, where only one is called so.
+    """
     kind, name = _one_of(queue, task)
     with transaction.atomic(using=lifecycle.alias()):
         pause = Pause(kind=kind, name=name, reason=reason, by=by, created_at=lifecycle.database_now())
@@ -168,6 +171,7 @@ def allot(
 
 def _named(name: str, queue: str, task: str, tenant: str, *, weighed: bool) -> str:
     """The key that is spoken of, or the name of a tenant whose weight is."""
+    task = declared.full_name(task) if task else ""
     given = [(scope, of) for scope, of in (("queue", queue), ("task", task), ("tenant", tenant)) if of]
     if bool(name) + len(given) != 1:
         raise Refused("Name one of these: a key, a queue, a task or a tenant.")
@@ -189,10 +193,12 @@ def withdraw(
     name = _named(name, queue, task, tenant, weighed=kind == Allotment.Kind.WEIGHT)
     with transaction.atomic(using=lifecycle.alias()):
         lanes.keep_still()
-        deleted, _ = Allotment.objects.using(lifecycle.alias()).filter(kind=kind, name=name).delete()
+        rows = Allotment.objects.using(lifecycle.alias()).filter(kind=kind, name=name)
+        said = rows.values_list("said", flat=True).first()
+        deleted, _ = rows.delete()
         if deleted:
             _begin_anew(kind, name)
-            audit.record_act("withdraw", by, f"{kind} {name}", reason=reason)
+            audit.record_act("withdraw", by, f"{kind} {name}", reason=reason, said=said)
     return bool(deleted)
 
 
@@ -297,7 +303,10 @@ def forget_workers() -> int:
 
 
 def _existing(job_id: UUID) -> Job:
-    job = lifecycle.seen(job_id)
+    try:
+        job = lifecycle.seen(UUID(str(job_id)))
+    except ValueError:
+        job = None
     if job is None:
         raise JobNotFound(f"There is no job {job_id}.")
     return job
@@ -306,4 +315,4 @@ def _existing(job_id: UUID) -> Job:
 def _one_of(queue: str | None, task: str | None) -> tuple[str, str]:
     if bool(queue) == bool(task):
         raise Refused("Name either a queue or a task.")
-    return (Pause.Kind.QUEUE, str(queue)) if queue else (Pause.Kind.TASK, str(task))
+    return (Pause.Kind.QUEUE, str(queue)) if queue else (Pause.Kind.TASK, declared.full_name(str(task)))

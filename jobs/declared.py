@@ -68,6 +68,13 @@ def task_named(text: str) -> str:
     raise OptionError(f"The project has no task {text!r}.{_nearest(text, names)}")
 
 
+def full_name(text: str) -> str:
+    """The full name of the one task whose name ends so; else the same text, as of a task that is yet to come."""
+    names = tasks()
+    found = [name for name in names if name.endswith(f".{text}")]
+    return found[0] if text not in names and len(found) == 1 else text
+
+
 def queue_named(text: str) -> str:
     """The same name, once it is known that the project has that queue. Raises ``OptionError``."""
     known = queues()

@@ -94,9 +94,10 @@ class Snooze(Exception):
     """
 
     def __init__(self, delay: float | timedelta, reason: str = "snoozed") -> None:
-        seconds = delay.total_seconds() if isinstance(delay, timedelta) else float(delay)
-        if not seconds >= 0:
-            raise OptionError(f"Snooze needs a delay of 0 seconds or more, not {delay!r}.")
+        given: object = delay.total_seconds() if isinstance(delay, timedelta) else delay
+        if isinstance(given, bool) or not isinstance(given, int | float) or not given >= 0:
+            raise OptionError(f"Snooze needs a delay of 0 seconds or more, or a timedelta, not {delay!r}.")
+        seconds = float(given)
         super().__init__(f"{reason} for {seconds:g} s")
         self.delay = timedelta(seconds=seconds)
         self.reason = reason

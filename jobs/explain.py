@@ -47,9 +47,9 @@ class Explanation:
         return self.sentence
 
 
-def explain(job_id: UUID | str) -> Explanation:
+def explain(job_id: UUID | str | Job) -> Explanation:
     """Say why a job does not run, and when it may. Raises ``JobNotFound``."""
-    job = stats.get(job_id)
+    job = stats.get(job_id.pk if isinstance(job_id, Job) else job_id)
     state = State(job.state)
     if job.finished:
         parts = list(_of_end(job))
@@ -86,16 +86,17 @@ def _of_run(job: Job, now: datetime) -> Iterator[Part]:
 def _of_waiting(job: Job) -> list[Part]:
     now = lifecycle.database_now()
     later = [*_of_bursts(job), *_of_others(job), *_of_time(job, now)]
-    parts = [*later, *_of_pauses(job)]
+    pauses, hands = _of_pauses(job), reasons.hands(job.queue, now, waiting=job.waiting)
+    parts = [*later, *pauses]
     if not later and job.lane and job.waiting:
         gathering = _of_gathering(job, now)
         parts += [*gathering, *_of_limits(job, now), *([] if gathering else _of_order(job))]
     elif job.lane and job.waiting:
         parts += _of_circuits(job, now)
     if job.state == State.RESERVED:
-        parts += _of_sent(job, now)
+        parts += _of_sent(job, now, _what_the_worker_does(pauses, hands))
     if not (later and job.due_at is None):
-        parts += _of_workers(job, now)
+        parts += hands
     parts += _of_broker(job, now)
     if job.waiting:
         parts += reasons.conductors(now)
@@ -153,7 +154,8 @@ def _of_gathering(job: Job, now: datetime) -> list[Part]:
 
 def _of_limits(job: Job, now: datetime) -> list[Part]:
     """Each key of the job that has nothing left."""
-    full = [gauge for gauge in gauges.of((*binds(job.bound), *standing.of_job(job))) if gauge.full]
+    all_keys = {bind.name: bind for bind in (*binds(job.bound), *standing.of_job(job))}
+    full = [gauge for gauge in gauges.of(all_keys.values()) if gauge.full]
     return [
         *_of_circuits(job, now),
         *(reasons.no_token(gauge) if gauge.bind.kind is Kind.TOKENS else reasons.full(gauge) for gauge in full),
@@ -231,7 +233,16 @@ def _other_tenants(job: Job) -> int:
     return _few(shares.exclude(tenant=job.tenant))
 
 
-def _of_sent(job: Job, now: datetime) -> Iterator[Part]:
+def _what_the_worker_does(pauses: list[Part], hands: list[Part]) -> str:
+    """What becomes of a message that is in the broker."""
+    if pauses:
+        return "a worker that gets it puts it back"
+    if any(part.word == "no worker" for part in hands):
+        return "it waits there for a worker"
+    return "a worker starts it next"
+
+
+def _of_sent(job: Job, now: datetime, then: str) -> Iterator[Part]:
     """Where a job is that was handed to the broker, or the message that calls for it."""
     leader = chunks.leader_of(job.pk)
     holder = next((w for w in reasons.live_workers(now) if str(leader or job.pk) in map(str, w.holds or ())), None)
@@ -243,16 +254,12 @@ def _of_sent(job: Job, now: datetime) -> Iterator[Part]:
         )
         return
     how = f" with the message of {leader}, as one of its chunk" if leader else ""
-    yield Part("sent", f"It was handed to the broker at {time(job.sent_at)}{how}: a worker starts it next.")
+    yield Part("sent", f"It was handed to the broker at {time(job.sent_at)}{how}: {then}.")
     if job.due_at is None or leader:
         return
     same = Job.objects.using(lifecycle.alias()).filter(finished_at=None, queue=job.queue, priority=job.priority)
     if before := _few(same.filter(_before(job), state=State.RESERVED).order_by("due_at")):
         yield Part("line", f"Behind {_many(before)} that were handed over before it.", details={"before": before})
-
-
-def _of_workers(job: Job, now: datetime) -> list[Part]:
-    return reasons.hands(job.queue, now, waiting=job.waiting)
 
 
 def _of_broker(job: Job, now: datetime) -> list[Part]:

@@ -84,6 +84,11 @@ def _check_template(name: str, key: str, parameters: Mapping[str, Any] | None) -
         return
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     missing = [field for field in wanted if field not in parameters and not open_ended]
+    if "" in missing:
+        raise DeclarationError(
+            f"The key {key!r} of {name} has {{}} without a name. Write which parameter is meant: "
+            f"{', '.join(f'{{{place}}}' for place in parameters) or 'its body takes none'}."
+        )
     if missing:
         raise DeclarationError(
             f"The key {key!r} of {name} uses {', '.join(missing)}, which its body does not take. "

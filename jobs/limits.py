@@ -192,6 +192,11 @@ def check_template(name: str, key: Any, parameters: Mapping[str, Any] | None, wh
     if parameters is None or any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return
     missing = [field for field in fields if field not in parameters and field not in PLACES]
+    if "" in missing:
+        raise DeclarationError(
+            f"The key {key!r} of a {what} of {name} has {{}} without a name. Write which parameter is meant: "
+            f"{', '.join(f'{{{place}}}' for place in dict.fromkeys([*parameters, *PLACES]))}."
+        )
     if missing:
         raise DeclarationError(
             f"The key {key!r} of a {what} of {name} uses {', '.join(missing)}, which its body does not take. "

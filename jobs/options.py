@@ -32,6 +32,14 @@ CELERYS = frozenset(
     }
 )  # fmt: skip
 
+# What is the same for all calls of a task.
+DECLARED = frozenset(
+    {
+        "limits", "breakers", "key_scope", "retry_priority", "idempotent", "version", "upcasters", "size", "max_wait",
+        "chunk_by", "rate_limit",
+    }
+)  # fmt: skip
+
 # What a message carries beyond the payload, kept with the job so that sending it again is equivalent.
 CARRIED = (
     "shadow", "headers", "compression", "exchange", "routing_key", "delivery_mode", "stamped_headers",
@@ -44,6 +52,8 @@ def check_names(task: str, options: Mapping[str, Any]) -> None:
     stamps = set(options.get("stamped_headers") or ())
     for name in options:
         if name not in OURS and name not in CELERYS and name not in stamps:
+            if name in DECLARED:
+                raise OptionError(f"{task} was given {name}, which is declared on the task, not given to a call.")
             close = difflib.get_close_matches(name, OURS | CELERYS, n=1)
             hint = f" Did you mean {close[0]!r}?" if close else f" Mainstay's own are: {', '.join(sorted(OURS))}."
             raise OptionError(f"{task} was given an unknown option {name!r}.{hint}")

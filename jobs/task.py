@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -387,7 +388,8 @@ def task(
     unknown = set(declared) - known
     if unknown:
         raise DeclarationError(
-            f"@task does not know {', '.join(sorted(unknown))}. It takes: {', '.join(sorted(known))}."
+            f"@task does not know {', '.join(sorted(unknown))}.{_hint(unknown, known)} It takes: "
+            f"{', '.join(sorted(known))}."
         )
     given = {k: v for k, v in declared.items() if v is not None}
 
@@ -428,6 +430,14 @@ def chunk_task(function: Any = None, /, *, bind: bool = False, **options: Any) -
 
 
 _READ = (*_DECLARABLE, *_OF_CHUNKS, "job_queue", "job_priority", "transactional", "chunked")
+
+
+def _hint(unknown: Iterable[str], known: Iterable[str]) -> str:
+    """What may have been meant."""
+    if "rate_limit" in unknown:
+        return ' For a rate over all workers write limits=[Rate("{task}", "10/m")].'
+    close = difflib.get_close_matches(min(unknown), sorted(known), n=1)
+    return f" Did you mean {close[0]}?" if close else ""
 
 
 def _inherited(base: type[Task]) -> dict[str, Any]:

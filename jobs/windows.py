@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 from typing import Any, Final, Literal, NamedTuple
 
@@ -171,10 +171,16 @@ def _window(name: str, option: str, value: Any) -> Window:
     """A window as a call gives it: itself, or a mapping of what it is made of, as signatures need it."""
     kind = KINDS[option]
     if isinstance(value, Mapping):
+        names = [field.name for field in fields(kind)]
+        if wrong := sorted(set(value) - set(names)) or [need for need in names[:2] if need not in value]:
+            raise OptionError(
+                f"{option} of a call of {name} must say {names[0]} and {names[1]}, and may say {', '.join(names[2:])}: "
+                f"{'it does not know' if wrong[0] in value else 'it lacks'} {', '.join(wrong)}."
+            )
         try:
             return kind(**value)
-        except (TypeError, DeclarationError) as error:
-            raise OptionError(f"{option} of a call of {name}: {error}.".replace("..", ".")) from None
+        except DeclarationError as error:
+            raise OptionError(f"{option} of a call of {name}: {error}") from None
     if isinstance(value, kind):
         return value
     raise OptionError(f"{option} of a call of {name} must be a {kind.__name__}(…) or False, not {value!r}.")

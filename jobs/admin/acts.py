@@ -29,7 +29,7 @@ class ByAgeOfAct(ByAge):
 class ActAdmin(ReadOnlyAdmin):
     """What operators did, newest first."""
 
-    list_display = ("time", "by", "verb", "target", "job", "reason", "more")
+    list_display = ("time", "by", "verb", "what", "job", "reason")
     list_display_links = None
     list_filter = (ByAgeOfAct,)
     ordering = ("-at", "-id")
@@ -62,7 +62,14 @@ class ActAdmin(ReadOnlyAdmin):
             return ""
         return format_html('<a href="{}"><code>{}</code></a>', job_address(act.job_id), short_id(act.job_id))
 
-    @admin.display(description="details")
-    def more(self, act: Act) -> SafeString | str:
-        """What else was kept of it."""
-        return format_html("<code>{}</code>", json.dumps(mask(act.details), ensure_ascii=False)) if act.details else ""
+    @admin.display(description="target")
+    def what(self, act: Act) -> SafeString | str:
+        """To what it was done; under it what else was kept of it."""
+        if not act.details:
+            return act.target
+        told = ", ".join(f"{name.replace('_', ' ')}: {_plain(value)}" for name, value in mask(act.details).items())
+        return format_html('{}<div class="jobs-quiet">{}</div>', act.target, told)
+
+
+def _plain(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

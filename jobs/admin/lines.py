@@ -79,8 +79,9 @@ class Lines(Rows):
         self.result_list = list(self.result_list)
         found = backlog.lanes_of_shares([row.pk for row in self.result_list])
         now = lifecycle.database_now()
+        paused = {pause.name for pause in stats.paused() if pause.kind == Pause.Kind.QUEUE}
         for row in self.result_list:
-            row.lanes_read, row.read_at = found[row.pk], now
+            row.lanes_read, row.read_at, row.paused = found[row.pk], now, row.queue in paused
 
 
 @admin.register(Share)
@@ -170,6 +171,9 @@ class ShareAdmin(ReadOnlyAdmin):
     @admin.display(description="waits for")
     def why(self, line: Any) -> SafeString | str:
         """What its lanes wait for, those with most jobs first."""
+        if line.paused:
+            at = address("admin:jobs_pause_changelist")
+            return format_html('the pause of <a href="{}">{}</a>', at, line.queue)
         counted: Counter[SafeString | str] = Counter()
         for lane in line.lanes_read:
             counted[reason(lane, line.read_at)] += lane.jobs.of

@@ -224,3 +224,43 @@ def test_the_database_gives_the_time_of_an_act() -> None:
     before = lifecycle.database_now()
     control.pause(queue="mail", reason="a", by="ann")
     assert before <= Act.objects.get().at <= lifecycle.database_now()
+
+
+# --- How things are named ---------------------------------------------------------------------------
+
+
+def test_a_task_may_be_named_by_the_last_part_of_its_name() -> None:
+    control.pause(task="note", reason="", by="ann")
+    assert Pause.objects.get().name == note.name
+    assert control.resume(task="note", by="ann")
+    assert control.allot(task="note", slots=1, by="ann").name == f"task {note.name}"
+    assert control.withdraw("slots", task="note", by="ann")
+
+
+def test_a_task_that_is_yet_to_come_may_be_paused() -> None:
+    control.pause(task="shop.tasks.tomorrow", reason="", by="ann")
+    assert Pause.objects.get().name == "shop.tasks.tomorrow"
+
+
+def test_a_job_may_be_named_by_what_its_call_returned() -> None:
+    job = note.apply_async(("later",), countdown=3600)
+    control.cancel(job, reason="", by="ann")  # type: ignore[arg-type]
+    assert fresh(job).state == State.CANCELLED
+
+
+def test_what_is_no_id_is_no_job() -> None:
+    with pytest.raises(JobNotFound, match="There is no job 17"):
+        control.cancel("17", reason="", by="ann")  # type: ignore[arg-type]
+
+
+def test_a_job_is_snoozed_for_seconds_too() -> None:
+    job = scheduled()
+    due_at = control.snooze(job.pk, 90, by="ann").due_at
+    assert due_at is not None
+    assert timedelta(seconds=60) < due_at - lifecycle.database_now() <= timedelta(seconds=90)
+
+
+def test_what_was_withdrawn_is_on_record() -> None:
+    control.allot("gateway", rate="5/s", by="ann")
+    control.withdraw("rate", "gateway", by="bob")
+    assert Act.objects.get(verb="withdraw").details == {"said": "5/s"}

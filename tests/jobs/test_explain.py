@@ -14,7 +14,7 @@ from jobs.explain import explain
 from jobs.models import Act, Allotment, Epoch, Job, Leader, Worker
 from jobs.states import State
 from tests.platform import attempt, fresh, running
-from tests.sample.tasks import add, alone, misbehave, note, through_gateway, total
+from tests.sample.tasks import add, alone, misbehave, note, of_tenant, through_gateway, total
 
 pytestmark = pytest.mark.django_db
 
@@ -261,3 +261,30 @@ def test_what_makes_no_sense_is_refused(said: dict[str, Any]) -> None:
 def test_a_weight_is_said_of_a_tenant() -> None:
     assert control.allot("acme", weight=2.5, by="ann").amount == 2.5
     assert Job.objects.count() == 0
+
+
+def test_a_message_that_lies_in_a_queue_without_workers_waits_there() -> None:
+    job = note.apply_async(("x",), queue="mail")
+    told = explain(job.id)
+    assert [part.word for part in told.parts] == ["sent", "no worker"]
+    assert told.parts[0].sentence.endswith(": it waits there for a worker.")
+
+
+def test_of_a_message_in_a_paused_queue_it_is_not_said_that_it_starts() -> None:
+    control.pause(queue="default", reason="", by="ann")
+    job = note.delay("x")  # by a process that does not know of the pause yet
+    told = explain(job.id)
+    assert [part.word for part in told.parts] == ["paused", "sent"]
+    assert told.parts[1].sentence.endswith(": a worker that gets it puts it back.")
+
+
+def test_a_job_itself_may_be_asked_about() -> None:
+    job = fresh(note.apply_async(("x",), tenant="t"))
+    assert explain(job).sentence == explain(job.pk).sentence == explain(str(job.pk)).sentence
+
+
+def test_a_key_that_two_rules_make_is_told_once() -> None:
+    control.allot(tenant="acme", slots=1, by="ann")
+    jobs = [of_tenant.apply_async((letter,), tenant="acme") for letter in "abc"]
+    lanes.release(10)
+    assert words(jobs[2]) == ["limit", "line"]

@@ -251,6 +251,7 @@ def test_a_limit_of_the_whole_queue_holds_all_of_its_jobs() -> None:
     assert told() == {"limit": "2"}
     assert "2 jobs wait for the limit queue default, which is full: 1 of 1, by " in sentences()
     assert [part.word for part in explain_queue("default").parts] == ["limit", "sent"]
+    assert sentences().count("queue default") == 1
     assert explain_queue("default").next_at is None
 
 
@@ -262,3 +263,11 @@ def test_a_limit_of_a_whole_task_is_told_like_any_other() -> None:
     lanes.release(10)
     assert told() == {"limit": "2"}
     assert f"the limit task {note.name}, which is full" in sentences()
+
+
+def test_a_limit_of_the_whole_queue_that_nobody_waits_for_is_told_too() -> None:
+    control.allot(queue="default", slots=1, by="ann")
+    job = note.apply_async(("a",), tenant="t")
+    lanes.release(10)
+    running(job)
+    assert sentences().startswith("No job waits in default. The limit queue default is full: 1 of 1, by ")

@@ -20,6 +20,9 @@ from jobs.task import task
         (lambda: task(limits=Concurrency("x"))(lambda: None), "must be a list"),
         (lambda: task(limits=["x"])(lambda: None), "must be a Concurrency or a Rate"),  # type: ignore[list-item]
         (lambda: task(limits=[Concurrency("customer:{nobody}")])(lambda a: None), "It may use: a, task, queue, tenant"),
+        (lambda: task(limits=[Concurrency("a:{}")])(lambda a: None), r"without a name.*\{a\}, \{task\}"),
+        (lambda: task(limit=[Concurrency("x")])(lambda: None), r"does not know limit\. Did you mean limits\?"),
+        (lambda: task(rate_limit="10/m")(lambda: None), r"For a rate over all workers write limits=\[Rate\("),
         (lambda: task(limits=[Concurrency("a{")])(lambda: None), "is not a template"),
         (lambda: task(limits=[Concurrency("")])(lambda: None), "text or a function"),
         (lambda: task(limits=[Concurrency("x"), Concurrency("x", 2)])(lambda: None), "two limits of one kind"),

@@ -18,7 +18,7 @@ from jobs.models import Bucket, Job, Lane, Slot, Worker
 from jobs.release import release
 from jobs.states import State
 from tests.platform import attempt, fresh, running
-from tests.sample.tasks import Mail, add, note, total
+from tests.sample.tasks import Mail, add, note, of_tenant, total, transfer
 
 pytestmark = pytest.mark.django_db
 
@@ -226,3 +226,18 @@ def test_it_closes_no_lane_of_the_queue_however_many_there_are() -> None:
 def test_what_cannot_be_meant_is_refused(given: dict[str, Any]) -> None:
     with pytest.raises(Refused):
         control.allot(**given, by="ann")
+
+
+def test_a_key_that_two_rules_make_counts_once() -> None:
+    """Such as one that an operator set for a tenant, and a task declares for each tenant by the same name."""
+    control.allot(tenant="acme", slots=3, by="ann")
+    for letter in "abcd":
+        of_tenant.apply_async((letter,), tenant="acme")
+    assert len(lanes.release(10)) == 3
+    assert Slot.objects.filter(key="tenant acme").count() == 3
+
+
+def test_a_token_is_taken_once_where_two_rules_make_its_key() -> None:
+    transfer.delay("savings", "savings")
+    lanes.release(10)
+    assert Bucket.objects.get(key="account:savings").tokens == pytest.approx(1.0)

@@ -171,6 +171,16 @@ def move_on(self: Any, user: str, to: str) -> str:
     raise PermanentError(f"not {user} either")
 
 
+@task(limits=[Concurrency("tenant {tenant}", 2)])
+def of_tenant(name: str) -> None:
+    """At most two of one tenant, under a name that an operator's limit of a whole tenant has too."""
+
+
+@task(limits=[Rate("account:{source}", "2/h"), Rate("account:{target}", "2/h")])
+def transfer(source: str, target: str) -> None:
+    """Two limits, of which each call may make one key or two."""
+
+
 @task(limits=[Concurrency("guarded:{user}", 2)], retry_policy=RetryPolicy(max_attempts=30, base=0.05, cap=0.2))
 def guarded(name: str, user: str, seconds: float = 0.05) -> None:
     """At most two of one user at a time; the kernel sees it, and lets go of what a killed process held."""

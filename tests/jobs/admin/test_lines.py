@@ -54,6 +54,13 @@ def test_each_line_says_whose_how_many_and_for_what(chief: Client) -> None:
     assert "its turn" in found[1][3]
 
 
+def test_a_line_of_a_paused_queue_waits_for_the_pause(chief: Client) -> None:
+    note.apply_async(("a",), tenant="acme", queue="mail")
+    control.pause(queue="mail", reason="", by="ann")
+    lanes.release(10)
+    assert "the pause of <a href" in cells(chief)[0][3]
+
+
 def test_a_line_with_several_reasons_tells_how_many_wait_for_each(chief: Client) -> None:
     control.allot("gateway", rate="1/h", burst=1, by="ann")
     for number in range(3):

@@ -56,3 +56,11 @@ def test_an_entry_of_the_audit_trail_has_no_page_to_change_it(chief: Client) -> 
     act.refresh_from_db()
     assert act.by == "ann"
     assert "swordfish" not in chief.get(reverse("admin:jobs_act_changelist")).content.decode()
+
+
+def test_what_was_set_stands_under_what_it_was_set_for(chief: Client) -> None:
+    Act.objects.create(
+        at=timezone.now(), by="ann", verb="allot", target="tokens gateway", details={"said": "5/s", "lasts": 3}
+    )
+    html = chief.get(reverse("admin:jobs_act_changelist")).content.decode()
+    assert 'tokens gateway<div class="jobs-quiet">said: 5/s, lasts: 3</div>' in html
