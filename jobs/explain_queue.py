@@ -220,8 +220,6 @@ def _of_keys(found: _Found) -> Iterator[Part]:
 def _of_gauge(gauge: Gauge, jobs: Number) -> Part:
     """That so many jobs wait for a key."""
     told = f"{capital(jobs_in_words(jobs))} {verb(jobs, 'wait')} for"
-    if not jobs:
-        return reasons.no_token(gauge) if gauge.bind.kind is Kind.TOKENS else reasons.full(gauge)
     if gauge.bind.kind is Kind.TOKENS:
         part = reasons.no_token(gauge)
         sentence = f"{told} a token of the rate {gauge.key}; the next comes at {time(gauge.next_at, exact=True)}."

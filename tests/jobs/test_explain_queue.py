@@ -263,11 +263,3 @@ def test_a_limit_of_a_whole_task_is_told_like_any_other() -> None:
     lanes.release(10)
     assert told() == {"limit": "2"}
     assert f"the limit task {note.name}, which is full" in sentences()
-
-
-def test_a_limit_of_the_whole_queue_that_nobody_waits_for_is_told_too() -> None:
-    control.allot(queue="default", slots=1, by="ann")
-    job = note.apply_async(("a",), tenant="t")
-    lanes.release(10)
-    running(job)
-    assert sentences().startswith("No job waits in default. The limit queue default is full: 1 of 1, by ")
