@@ -94,7 +94,7 @@ def _of_waiting(job: Job) -> list[Part]:
     elif job.lane and job.waiting:
         parts += _of_circuits(job, now)
     if job.state == State.RESERVED:
-        parts += _of_sent(job, now, _what_the_worker_does(pauses, hands))
+        parts += _of_sent(job, now, pauses, hands)
     if not (later and job.due_at is None):
         parts += hands
     parts += _of_broker(job, now)
@@ -233,28 +233,22 @@ def _other_tenants(job: Job) -> int:
     return _few(shares.exclude(tenant=job.tenant))
 
 
-def _what_the_worker_does(pauses: list[Part], hands: list[Part]) -> str:
-    """What becomes of a message that is in the broker."""
-    if pauses:
-        return "a worker that gets it puts it back"
-    if any(part.word == "no worker" for part in hands):
-        return "it waits there for a worker"
-    return "a worker starts it next"
-
-
-def _of_sent(job: Job, now: datetime, then: str) -> Iterator[Part]:
+def _of_sent(job: Job, now: datetime, pauses: list[Part], hands: list[Part]) -> Iterator[Part]:
     """Where a job is that was handed to the broker, or the message that calls for it."""
     leader = chunks.leader_of(job.pk)
     holder = next((w for w in reasons.live_workers(now) if str(leader or job.pk) in map(str, w.holds or ())), None)
+    then = "puts it back" if pauses else "starts it next"
     if holder is not None:
         yield Part(
             "received",
-            f"The worker {holder.name} has received it, and starts it next.",
+            f"The worker {holder.name} has received it, and {then}.",
             details={"worker": holder.name},
         )
         return
+    no_worker = any(part.word == "no worker" for part in hands)
+    whoever = "it waits there for a worker" if no_worker else f"the worker that gets it {then}"
     how = f" with the message of {leader}, as one of its chunk" if leader else ""
-    yield Part("sent", f"It was handed to the broker at {time(job.sent_at)}{how}: {then}.")
+    yield Part("sent", f"It was handed to the broker at {time(job.sent_at)}{how}: {whoever}.")
     if job.due_at is None or leader:
         return
     same = Job.objects.using(lifecycle.alias()).filter(finished_at=None, queue=job.queue, priority=job.priority)

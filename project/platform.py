@@ -6,6 +6,7 @@ Everything listens on loopback and ends with this process, however it ends.
 import contextlib
 import os
 import secrets
+import shlex
 import signal
 import subprocess
 import sys
@@ -209,7 +210,8 @@ class Platform:
 
     def end(self) -> None:
         """End everything in good order; if asked again meanwhile, at once."""
-        (self.directory / "addresses").unlink(missing_ok=True)
+        for name in ("addresses", "environment"):
+            (self.directory / name).unlink(missing_ok=True)
         with contextlib.suppress(Interrupted):
             self.end_workers()
             for name, patience in PATIENCE.items():
@@ -255,13 +257,27 @@ class Platform:
         admin, flower = f"127.0.0.1:{self.ports['web']}", f"127.0.0.1:{self.ports['flower']}"
         self.say(f"\n  admin   http://{admin}/admin/   {login}")
         self.say(f"  flower  http://{flower}/         login: admin {self.password}")
-        self.say(f"  logs    {os.path.relpath(self.logs)}/\n")
+        self.say(f"  logs    {os.path.relpath(self.logs)}/")
+        self.say(f"  shell   {self.keep_environment()}\n")
         _, user, password = login.split()
-        kept = self.directory / "addresses"
-        kept.touch(mode=0o600)
-        kept.write_text(
-            f"--url http://{admin} --user {user} --password {password} --flower http://admin:{self.password}@{flower}\n"
+        self.keep(
+            "addresses",
+            f"--url http://{admin} --user {user} --password {password} --flower http://admin:{self.password}@{flower}\n",
         )
+
+    def keep_environment(self) -> str:
+        """Keep what commands need in another terminal, and return how one is typed there."""
+        lines = (f"export {name}={shlex.quote(os.environ[name])}\n" for name in self.environment())
+        kept = self.keep("environment", "".join(lines))
+        return f". {os.path.relpath(kept)} && {os.path.relpath(sys.executable)} manage.py jobs explain --queue mail"
+
+    def keep(self, name: str, text: str) -> Path:
+        """A file that only its owner may read, until the demo ends."""
+        kept = self.directory / name
+        kept.unlink(missing_ok=True)
+        kept.touch(mode=0o600)
+        kept.write_text(text)
+        return kept
 
 
 def counts() -> dict[str, int]:

@@ -78,5 +78,6 @@ class Look:
         if self.turn is not None:
             yield f"fair: {self.turn}"
         for about, told in self.told.items():
-            yield f"{about}; why the last of them waits: {told.sentence}"
-            yield f"    manage.py jobs explain {told.job_id}"
+            yield f"\n{about}; the last of them waits (manage.py jobs explain {told.job_id}):"
+            yield from (f"    {part.sentence}" for part in told.parts)
+        yield ""

@@ -275,7 +275,7 @@ def test_of_a_message_in_a_paused_queue_it_is_not_said_that_it_starts() -> None:
     job = note.delay("x")  # by a process that does not know of the pause yet
     told = explain(job.id)
     assert [part.word for part in told.parts] == ["paused", "sent"]
-    assert told.parts[1].sentence.endswith(": a worker that gets it puts it back.")
+    assert told.parts[1].sentence.endswith(": the worker that gets it puts it back.")
 
 
 def test_a_job_itself_may_be_asked_about() -> None:
