@@ -246,7 +246,8 @@ def _of_later(found: _Found) -> Iterator[Part]:
 
 
 def _of_turns(found: _Found) -> Iterator[Part]:
-    if jobs := found.turns:
+    paused = (Pause.Kind.QUEUE, found.queue) in found.pauses
+    if (jobs := found.turns) and not paused:
         tenants = len(found.tenants - {""})
         whose = f" of {tenants:,} tenants" if tenants > 1 else ""
         turn = "its turn" if jobs.of == 1 else "their turn"

@@ -33,7 +33,10 @@ def mistake(kind: str, name: str) -> str:
 def _no_such(scope: str, of: str) -> str:
     """Why there are no jobs of a queue or a task, where that is known."""
     known = {"queue": declared.queues(), "task": declared.tasks()}.get(scope) or {of}
-    return "" if of in known else f"There is no {scope} {of}.{_meant(of, known)}"
+    if of in known:
+        return ""
+    ending = next((name for name in known if name.endswith(f".{of}")), None)
+    return f"There is no {scope} {of}.{f' Did you mean {ending}?' if ending else _meant(of, known)}"
 
 
 def _meant(name: str, names: Iterable[str]) -> str:

@@ -316,7 +316,8 @@ class AllotmentAdmin(ActingAdmin):
         except JobsError as refusal:
             form.add_error(form.fields_of_value[0], str(refusal))
             return False
-        self.message_user(request, f"{name}: {row.said} from the next release on.", messages.SUCCESS)
+        told = f"From the next release on, {name} has {in_words(row.kind, row.said)}."
+        self.message_user(request, told, messages.SUCCESS)
         return True
 
     # --- Columns ---

@@ -72,6 +72,7 @@ def test_what_was_set_takes_back_what_was_released_by_the_limit(sent: list[str])
         (["gatway", "--rate", "5/s"], "Did you mean gateway?"),
         (["gateway", "--slots", 2], "Tasks declare gateway as a limit of starts in a span of time"),
         (["--task", "alon", "--slots", 2], "Did you mean"),
+        (["task alone", "--slots", 2], f"There is no task alone. Did you mean {alone.name}?"),
         (["--slots", 2], "Name one of these: a key, --queue, --task or --tenant."),
         (["gateway", "--queue", "default", "--rate", "5/s"], "Name one of these"),
         (["user:{user}", "--slots", 2, "--burst", 3], "A burst belongs to a rate"),

@@ -263,3 +263,9 @@ def test_a_limit_of_a_whole_task_is_told_like_any_other() -> None:
     lanes.release(10)
     assert told() == {"limit": "2"}
     assert f"the limit task {note.name}, which is full" in sentences()
+
+
+def test_in_a_paused_queue_nobody_waits_only_for_a_turn() -> None:
+    note.apply_async(("a",), tenant="t")
+    control.pause(queue="default", reason="", by="ann")
+    assert told() == {"paused": "1"}

@@ -109,7 +109,7 @@ def test_a_limit_is_set_with_name_and_reason_and_holds_with_the_next_release(chi
         alone.delay(letter)
     assert len(lanes.release(10)) == 1
     answer = chief.post(SLOTS, {"name": alone.name, "slots": "3", "reason": "it is night"}, follow=True)
-    assert said(answer) == [f"{alone.name}: 3 from the next release on."]
+    assert said(answer) == [f"From the next release on, {alone.name} has 3 at a time."]
     lanes.release(10)
     assert Job.objects.filter(state=State.RESERVED).count() == 3
     act = Act.objects.get(verb="allot")
