@@ -210,6 +210,10 @@ class QoS(ForgivingQoS):
         delivered, dirty = cast(dict[str, Any], self._delivered), cast(set[str], self._dirty)
         return len(delivered) - len(dirty)
 
+    def holds(self, delivery_tag: str) -> bool:
+        """Whether a message is held: taken, and not acknowledged."""
+        return delivery_tag in self._delivered and delivery_tag not in self._dirty
+
     def append(self, message: Any, delivery_tag: Any) -> None:
         """Note a message as unacknowledged, unless that was done when it was taken."""
         if delivery_tag in self.noted:
@@ -288,6 +292,8 @@ class QoS(ForgivingQoS):
 
     def restore_by_tag(self, tag: Any, client: Any = None, leftmost: bool = False) -> None:
         """Give a message back. What was noted, and only the broker could read, keeps back no other."""
+        if self.channel.give_back_unnoted(tag):
+            return
         try:
             super().restore_by_tag(tag, client, leftmost)
         except ValueError as error:
@@ -320,6 +326,7 @@ class Channel(redis.Channel):  # type: ignore[misc, unused-ignore]
     _more = False
     _held_since = 0.0
     _asked: Fetch | None = None
+    _to_note: Taken | None = None
     _handing: Taken | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -442,7 +449,7 @@ class Channel(redis.Channel):  # type: ignore[misc, unused-ignore]
 
     def _ask(self, *popped: Taken) -> None:
         """Send the script on its way; its answer is read when it is there, like that of a pop."""
-        queues, room = self._queue_cycle.consume(len(self.active_queues)), self._room() - len(popped)
+        queues, room = self._queue_cycle.consume(len(self.active_queues)), self._room()
         if popped or (queues and room > 0):
             connection = self.client.connection
             self._asked = self._fetch(queues, max(room, 0), *(part for one in popped for part in (one.tag, one.entry)))
@@ -471,8 +478,12 @@ class Channel(redis.Channel):  # type: ignore[misc, unused-ignore]
         if not taken:
             raise Empty
         self._waiting.extend(taken)
+        first = self._to_note
         if self._closing or not self._consumers:
+            self._to_note = None
             self.give_back_waiting()
+        elif first is not None:
+            self._hand_over_unnoted(first)
         else:
             self._hand_over()
         return True
@@ -499,18 +510,32 @@ class Channel(redis.Channel):  # type: ignore[misc, unused-ignore]
         if not (first.tag and self._many) or self._closing:
             return [first]
         if arrival is not None and self.in_loop and arrival(first.payload):
-            return [self._being_noted(first)]
+            self._to_note = first
+            return [first]
         return self._with_more(first)
 
-    def _being_noted(self, first: Taken) -> Taken:
-        """Note what was popped and ask for more, without waiting for the answer: its job is in the database."""
-        try:
-            self._ask(first)
-        except self.connection_errors:
-            self._waiting.append(first)  # it may be nowhere but here
-            raise
+    def _hand_over_unnoted(self, first: Taken) -> None:
+        """Hand over what was popped, then note it and ask for more, without waiting for the answer.
+
+        Its job is in the database, and being claimed: the broker's note can follow.
+        """
         self.qos.noted.add(first.tag)
-        return replace(first, noted=True)
+        try:
+            self._hand_over()
+        finally:
+            self.qos.noted.discard(first.tag)
+            if self._to_note is first and self.qos.holds(first.tag):
+                self._ask(first)  # where that fails, it is given back as it is
+            self._to_note = None
+
+    def give_back_unnoted(self, tag: str) -> bool:
+        """Give back the message that was handed over and is not noted yet, if this is its tag."""
+        one = self._to_note
+        if one is None or one.tag != tag:
+            return False
+        self._give_back(one)
+        self._to_note = None
+        return True
 
     def _with_more(self, first: Taken) -> list[Taken]:
         """Note what was popped, and take more in the same step."""

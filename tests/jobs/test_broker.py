@@ -804,15 +804,15 @@ def claimed(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return told
 
 
-def test_a_message_whose_job_is_claimed_is_handed_over_before_it_is_known_to_be_noted(
+def test_a_message_whose_job_is_claimed_is_handed_over_before_it_is_noted(
     connect: Callable[..., Connection], wire: Redis, claimed: list[Any]
 ) -> None:
-    worker = Looped(connect(), take=lambda message: handed.append((message, worker.channel._asked is not None)))
-    handed: list[tuple[Any, bool]] = []
+    worker = Looped(connect(), take=lambda message: handed.append((message, wire.hlen("unacked"))))
+    handed: list[tuple[Any, int]] = []
     worker.channel.connection.cycle.on_poll_start()
     send(connect(), "only")
     worker.until(lambda: handed)
-    assert [(message.payload, noting) for message, noting in handed] == [("only", True)]
+    assert [(message.payload, noted) for message, noted in handed] == [("only", 0)]
     assert len(claimed) == 1
     worker.settle()
     assert wire.hlen("unacked") == wire.zcard("unacked_index") == 1
@@ -840,6 +840,19 @@ def test_a_message_that_is_acknowledged_before_its_note_is_answered_is_gone(
         worker.until(lambda number=number: len(claimed) == number + 1)
     worker.settle()
     assert (wire.hlen("unacked"), wire.llen("q")) == (0, 0)
+
+
+def test_a_message_that_is_refused_before_it_is_noted_is_the_next_in_line(
+    connect: Callable[..., Connection], wire: Redis, claimed: list[Any]
+) -> None:
+    worker = Looped(connect(), take=lambda message: refused.append(message) or message.requeue())
+    refused: list[Any] = []
+    worker.settle(0.05)
+    send(connect(), "first")
+    worker.channel._brpop_read()
+    assert [message.payload for message in refused] == ["first"]
+    worker.connection.collect()
+    assert (wire.llen("q"), wire.hlen("unacked")) == (1, 0)
 
 
 def test_a_note_is_made_by_a_broker_that_forgot_the_script(
