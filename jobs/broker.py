@@ -207,12 +207,17 @@ class QoS(ForgivingQoS):
     @property
     def held(self) -> int:
         """How many messages are held: taken, and not acknowledged."""
-        delivered, dirty = cast(dict[str, Any], self._delivered), cast(set[str], self._dirty)
+        delivered, dirty = self._taken_and_done
         return len(delivered) - len(dirty)
+
+    @property
+    def _taken_and_done(self) -> tuple[dict[str, Any], set[str]]:
+        return cast(dict[str, Any], self._delivered), cast(set[str], self._dirty)
 
     def holds(self, delivery_tag: str) -> bool:
         """Whether a message is held: taken, and not acknowledged."""
-        return delivery_tag in self._delivered and delivery_tag not in self._dirty
+        delivered, dirty = self._taken_and_done
+        return delivery_tag in delivered and delivery_tag not in dirty
 
     def append(self, message: Any, delivery_tag: Any) -> None:
         """Note a message as unacknowledged, unless that was done when it was taken."""
