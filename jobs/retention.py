@@ -14,6 +14,7 @@ from typing import Any
 from uuid import UUID
 
 from django.db import IntegrityError, models, transaction
+from django.db.models import Q
 
 from jobs import lifecycle, outage, tally
 from jobs.audit import record_act
@@ -238,9 +239,14 @@ def _checked(older_than: timedelta, states: Iterable[str]) -> list[State]:
 
 def _is_open(chord: UUID) -> bool:
     """Whether a chord has not ended, or failed and the replay of a member can still complete it."""
-    if FanIn.objects.using(lifecycle.alias()).filter(pk=chord, remaining__gt=0).exists():
+    fanin = FanIn.objects.using(lifecycle.alias()).filter(pk=chord).first()
+    if fanin is not None and fanin.remaining:
         return True
-    members = Job.objects.using(lifecycle.alias()).filter(fanin_id=chord).values("pk")
+    concerned = Q(fanin_id=chord)
+    if fanin is not None and fanin.failed:
+        # The end of a chain that broke never came, and has no letter of its own: that of the body stands for it.
+        concerned |= Q(waits_for_id=chord)
+    members = Job.objects.using(lifecycle.alias()).filter(concerned).values("pk")
     return any(rows.exists() for rows in _keepers(members))
 
 
@@ -284,8 +290,9 @@ def _let_go(ids: list[UUID]) -> None:
             rows = relation.related_model._base_manager.using(lifecycle.alias())
             _delete(rows.filter(**{f"{relation.field.name}__in": ids}))
     jobs = Job.objects.using(lifecycle.alias())
-    found = jobs.filter(pk__in=ids, fanin_id__isnull=False).values_list("fanin_id", flat=True)
-    chords = {fanin_id for fanin_id in found if fanin_id is not None}
+    # Also those of bodies: of a chord whose only member was the end of a chain that broke, there is nothing else.
+    found = jobs.filter(pk__in=ids).values_list("fanin_id", "waits_for_id")
+    chords = {chord for both in found for chord in both if chord is not None}
     _delete(jobs.filter(pk__in=ids))
     if chords:
         left = jobs.filter(fanin_id__in=chords).values("fanin_id")

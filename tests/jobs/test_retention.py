@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from celery import chord
+from celery import chain, chord
 from django.contrib.auth.models import Group
 from django.db import connection, transaction
 from django.db.models import F
@@ -15,7 +15,7 @@ from django.test.utils import CaptureQueriesContext
 
 from dlq import replay
 from dlq.models import DeadLetter
-from jobs import lifecycle, retention
+from jobs import control, lifecycle, retention
 from jobs.errors import Refused
 from jobs.models import Attempt, FanIn, Job
 from jobs.states import FINAL, State
@@ -139,6 +139,28 @@ def test_members_of_a_failed_chord_are_kept_while_a_replay_can_still_complete_it
     replay.replay(DeadLetter.objects.get(task=fail_unless.name).pk, by="ann")
     drain()
     assert Job.objects.get(replay_of_id=body.id).result == "7"
+
+
+def test_members_of_a_chord_are_kept_while_a_replay_can_still_bring_the_end_of_a_chain_among_them() -> None:
+    body = chord([chain(fail_unless.s("open", 5), add.s(1)), add.s(1, 1)], total.s()).apply_async()
+    drain()
+    age(2)
+    assert retention.prune(DAY, states=FINAL) == 0
+    Group.objects.create(name="open")
+    replay.replay(DeadLetter.objects.get(task=fail_unless.name).pk, by="ann")
+    drain()
+    assert Job.objects.get(replay_of_id=body.id).result == "8"
+
+
+@pytest.mark.parametrize("others", [[], [(1, 1)]], ids=["alone", "with another member"])
+def test_a_chord_that_nothing_can_complete_goes(others: list[tuple[int, int]]) -> None:
+    chord([chain(add.s(1, 1), add.s(1)), *(add.s(*other) for other in others)], total.s()).apply_async()
+    control.cancel(Job.objects.exclude(canvas="").get(task=add.name).pk, reason="", by="ann")
+    drain()
+    age(2)
+    replay.discard(DeadLetter.objects.get(task=total.name).pk, by="ann", reason="not wanted")
+    assert retention.prune(DAY, states=FINAL) == 2 + len(others)
+    assert not FanIn.objects.exists()
 
 
 def test_members_of_a_failed_chord_go_when_its_letters_are_closed() -> None:

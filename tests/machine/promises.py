@@ -245,8 +245,9 @@ def a_chord_counts_each_member_once(world: World, memory: Memory) -> None:
         for member in chord.members:
             _look_at(member, chord, world, memory)
         fanin = world.fanins.get(chord.fanin)
-        if fanin is None:
-            assert chord.members[0] in memory.pruned
+        if fanin is None:  # it goes with the last of its members; the end of a chain that broke never came
+            assert settled == set(chord.members)
+            assert memory.pruned & {chord.body, *chord.members}
             continue
         assert fanin.size == len(chord.members)
         assert fanin.remaining == fanin.size - len(settled), (fanin.remaining, fanin.size, settled)
