@@ -16,7 +16,6 @@ from jobs.limits import Bind, Concurrency, Kind, Limit, Numbers, Rate, binds, ru
 from jobs.models import Allotment, Bucket, Lane, Slot
 
 LOOKED = 5_000  # released jobs, and closed lanes, that are looked at for the keys that are in use
-IN_FLIGHT = "('reserved', 'running')"
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,8 +168,8 @@ def of_names(names: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Gauge]:
 def holders(key: str, most: int) -> list[tuple[UUID, str, str]]:
     """The jobs that have slots of a key: id, task and state; those first that have had them for longest."""
     rows = _all(
-        "SELECT j.id, j.task, j.state FROM jobs_slot s JOIN jobs_job j ON j.id = s.job_id "
-        f"WHERE s.key = %s AND j.state IN {IN_FLIGHT} ORDER BY s.id LIMIT {int(most)}",
+        "SELECT k.id, k.task, k.state FROM jobs_slot JOIN jobs_job k ON k.id = jobs_slot.job_id "
+        f"WHERE jobs_slot.key = %s AND {lanes.counts()} ORDER BY jobs_slot.id LIMIT {int(most)}",
         [key],
     )
     return [(UUID(str(job_id)), task, state) for job_id, task, state in rows]
@@ -199,10 +198,7 @@ def _ended(keys: set[str]) -> dict[str, int]:
     """Slots of jobs that have ended, which the next release gives up."""
     if not keys:
         return {}
-    rows = _all(
-        "SELECT s.key FROM jobs_slot s WHERE NOT (s.key = '') AND COALESCE((SELECT j.state FROM jobs_job j "
-        f"WHERE j.id = s.job_id), '') NOT IN {IN_FLIGHT} LIMIT {LOOKED}"
-    )
+    rows = _all(f"SELECT key FROM jobs_slot WHERE NOT (key = '') AND NOT ({lanes.counts()}) LIMIT {LOOKED}")
     return Counter(key for (key,) in rows if key in keys)
 
 

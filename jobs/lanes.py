@@ -74,11 +74,16 @@ def changes(ahead: float) -> tuple[bool, bool, bool, bool]:
     )
     row = sql.one(
         "SELECT EXISTS(SELECT 1 FROM jobs_arrival) OR EXISTS(SELECT 1 FROM jobs_slot "
-        f"WHERE {_STATE.format(now=now)} NOT IN {_IN_FLIGHT}) OR {chunks.CHANGED} OR {by_time.format(now)}, "
+        f"WHERE NOT ({counts()})) OR {chunks.CHANGED} OR {by_time.format(now)}, "
         "EXISTS(SELECT 1 FROM jobs_share WHERE is_open) OR EXISTS(SELECT 1 FROM jobs_lane WHERE NOT (waits_on = '')), "
         f"EXISTS(SELECT 1 FROM jobs_slot), {by_time.format(soon)}"
     )
     return bool(row[0]), bool(row[1]), bool(row[2]), bool(row[3])
+
+
+def counts() -> str:
+    """SQL that holds for a slot that counts: its job is under way, or was ended by force and may run on for a while."""
+    return f"{_STATE.format(now=lifecycle.clock_sql())} IN {_IN_FLIGHT}"
 
 
 def unfinished() -> bool:
@@ -165,10 +170,7 @@ class Release:
     def _give_up_slots(self) -> list[tuple[UUID, str]]:
         """Slots of jobs that have ended, or wait again."""
         apart = [(job_id, "") for job_id in chunks.tidy()]
-        rows = sql.rows(
-            f"DELETE FROM jobs_slot WHERE {_STATE.format(now=lifecycle.clock_sql())} NOT IN {_IN_FLIGHT} "
-            "RETURNING job_id, key"
-        )
+        rows = sql.rows(f"DELETE FROM jobs_slot WHERE NOT ({counts()}) RETURNING job_id, key")
         return [*apart, *((UUID(str(job_id)), key) for job_id, key in rows)]
 
     def _take_in(self, freed: Sequence[tuple[UUID, str]]) -> None:

@@ -7,8 +7,9 @@ from uuid import uuid4
 
 import pytest
 from celery import chord
+from django.db.models import F
 
-from jobs import control, epoch, lanes, lifecycle, outbox
+from jobs import control, epoch, lanes, lifecycle, outbox, rescue
 from jobs.errors import JobNotFound, Refused
 from jobs.explain import explain
 from jobs.models import Act, Allotment, Epoch, Job, Leader, Worker
@@ -46,6 +47,22 @@ def test_a_full_limit_is_named_with_the_jobs_that_fill_it() -> None:
     told = explain(second.id)
     assert told.sentence.startswith(f"The limit {alone.name} is full: 1 of 1, by {first.id}.")
     assert told.parts[0].details["jobs"] == [first.id]
+
+
+def test_a_job_that_was_ended_by_force_fills_its_limit_until_its_body_must_have_ended() -> None:
+    first, second = alone.delay("a"), alone.delay("b")
+    lanes.release(10)
+    running(first.id, lease=60)
+    control.cancel(first.id, reason="", by="ann")
+    Job.objects.update(cancel_requested_at=F("cancel_requested_at") - timedelta(hours=1))
+    assert rescue.force_cancel() == 1
+    assert lanes.release(10) == []
+    told = explain(second.id)
+    assert told.sentence.startswith(f"The limit {alone.name} is full: 1 of 1, by {first.id}.")
+    assert lanes.release(10) == []
+    Job.objects.update(lease_until=F("lease_until") - timedelta(hours=1))
+    assert "full" not in explain(second.id).sentence
+    assert [str(job.pk) for job in lanes.release(10)] == [second.id]
 
 
 def test_the_time_of_the_next_token_is_told() -> None:
