@@ -311,6 +311,7 @@ def _asked(error: Retry, job: Job, says: Declaration) -> tuple[Failure, dict[str
     wanted = getattr(error, "mainstay", {})
     if wanted.get("payload") is not None:
         changes["payload"] = payload.encode(payload.decode(wanted["payload"]))
+    changes |= {name: wanted[name] for name in ("queue", "priority") if wanted.get(name) is not None}
     if wanted.get("max_attempts") is not None:
         # What was not counted as an attempt so far (snoozes, hand-backs) does not count now.
         changes["max_attempts"] = max(int(wanted["max_attempts"]), 1) + job.snoozes

@@ -17,7 +17,7 @@ from jobs.lifecycle import Clock, Column, Plus
 from jobs.models import Attempt, Job
 from jobs.retry import Bounds, Decision, History
 from jobs.signals import job_failed
-from jobs.states import State, lowered
+from jobs.states import Priority, State, lowered
 
 TRACEBACK_LIMIT = 32_000
 MESSAGE_LIMIT = 8_000
@@ -58,7 +58,7 @@ def conclude(job: Job, failure: Failure, report: Report, **changes: Any) -> tupl
     if failure.kind is Kind.SNOOZED and decision.target is not State.FAILED:
         report = Report()  # nothing went wrong
     with transaction.atomic(using=lifecycle.alias()):
-        moved = _move(job, failure, decision, report, {**changes, **_lower(job, failure, decision)})
+        moved = _move(job, failure, decision, report, {**_lower(job, failure, decision), **changes})
         lifecycle.record_attempt(
             job, outcome=failure.kind.value, decision=decision.target, reason=decision.reason[:255],
             delay=decision.delay.total_seconds(), **_priority(job), **_fields(report),
@@ -108,33 +108,39 @@ def _move(job: Job, failure: Failure, decision: Decision, report: Report, change
         changes["losses"] = Plus(1)
     if "payload" in changes and payload.decode(changes["payload"]) != payload.decode(job.payload):
         checkpoints.forget(job)
-        changes |= _bound_anew(job, changes)
     if decision.target in (State.RETRYING, State.PENDING):
+        changes |= _elsewhere(job, changes)
         # What was not begun in earnest keeps its place.
         kept = failure.kind is Kind.HANDED_BACK and not decision.delay
         changes["due_at"] = Column("due_at") if kept else Clock(decision.delay)
+    else:
+        changes = {name: value for name, value in changes.items() if name not in ("queue", "priority")}
     return lifecycle.move(job, decision.target, decision.reason, **changes)
 
 
-def _bound_anew(job: Job, changes: dict[str, Any]) -> dict[str, Any]:
-    """The keys of limits follow the payload with which it runs next; its own key stays that of its call."""
-    bound = drafts.bound_by(job, declaration(job), payload.decode(changes["payload"]))
-    if bound == job.bound:
+def _elsewhere(job: Job, changes: dict[str, Any]) -> dict[str, Any]:
+    """Its keys and its lane, where it comes back with another payload, in another queue or at another priority.
+
+    The keys of limits follow the payload with which it runs next; its own key stays that of its call.
+    """
+    if not changes.keys() & {"payload", "queue", "priority"}:
         return {}
-    priority = changes.get("priority", job.priority)
-    return {"bound": bound, "lane": limits.lane(job.queue, priority, job.tenant, job.task, bound)}
+    queue, priority, bound = changes.get("queue", job.queue), changes.get("priority", job.priority), job.bound
+    if changes.keys() & {"payload", "queue"}:
+        content = payload.decode(changes.get("payload", job.payload))
+        bound = drafts.bound_by(job, declaration(job), content, queue)
+    if not (job.lane or bound or job.tenant or priority != Priority.NORMAL):
+        return {}  # nothing constrains it, as before
+    return {"bound": bound, "lane": limits.lane(queue, priority, job.tenant, job.task, bound)}
 
 
 def _lower(job: Job, failure: Failure, decision: Decision) -> dict[str, Any]:
-    """Where the task says so, a job that failed comes back at a lower priority, and so in another lane."""
+    """Where the task says so, a job that failed comes back at a lower priority, unless it asked for another."""
     rule = declaration(job).retry_priority
     failed = decision.consumed and (failure.kind is not Kind.LOST or hung(failure))
     if rule is None or decision.target is not State.RETRYING or not failed:
         return {}
-    priority = lowered(job.priority, rule).value
-    return {
-        "priority": priority, "lane": limits.lane(job.queue, priority, job.tenant, job.task, job.bound),
-    }  # fmt: skip
+    return {"priority": lowered(job.priority, rule).value}
 
 
 def _priority(job: Job) -> dict[str, Any]:

@@ -233,7 +233,7 @@ def fill(
     job.bound = _keys_of_limits(job, says, content)
 
 
-def bound_by(job: Job, says: Declaration, content: Payload) -> str:
+def bound_by(job: Job, says: Declaration, content: Payload, queue: str = "") -> str:
     """The keys by which limits and breakers bind a job that runs again, as its task declares them today.
 
     Where they cannot be made from this payload, those that it had: the body will say what is wrong with it.
@@ -243,7 +243,7 @@ def bound_by(job: Job, says: Declaration, content: Payload) -> str:
         if says.body is None or content.waits() or content.reports():
             return job.bound
         content = (payload.coerce if says.typed else _fitting)(says.body, content, says.name)
-        return limits.settle(_keys_of_limits(job, says, content), job.queue)
+        return limits.settle(_keys_of_limits(job, says, content), queue or job.queue)
     except Exception:  # an upcaster and a key are code of the project
         return job.bound
 

@@ -17,8 +17,9 @@ from celery.contrib.django.task import DjangoTask
 from celery.exceptions import Ignore, ImproperlyConfigured, Retry
 from celery.result import GroupResult
 
-from jobs import payload
+from jobs import declared, payload
 from jobs.errors import Replaced, Snooze
+from jobs.options import priority as priority_of
 from jobs.payload import Payload
 
 if TYPE_CHECKING:
@@ -87,7 +88,8 @@ class Tracked(DjangoTask[..., Any]):
     ) -> Any:  # fmt: skip
         """Celery's ``retry()``: raise to say that the job is to run again; nothing is published.
 
-        ``countdown`` is in seconds, ``eta`` a time; ``max_retries`` counts attempts after the first.
+        ``countdown`` is in seconds, ``eta`` a time; ``max_retries`` counts attempts after the first. With ``queue`` and
+        ``priority`` it comes back there. Raises ``OptionError`` for those that there are not.
         """
         if self._job is None:
             return super().retry(
@@ -97,7 +99,7 @@ class Tracked(DjangoTask[..., Any]):
         signal: Any = Retry(exc=exc, when=eta or countdown)
         signal.mainstay = {
             "delay": _wait(eta, countdown, self), "max_attempts": None if max_retries is None else max_retries + 1,
-            "payload": _changed(self.request, args, kwargs),
+            "payload": _changed(self.request, args, kwargs), **_elsewhere(options),
         }  # fmt: skip
         if throw:
             raise signal
@@ -218,6 +220,15 @@ def _wait(eta: Any, countdown: Any, task: Any) -> timedelta | None:
         return timedelta(seconds=countdown)
     own = vars(type(task)).get("default_retry_delay")
     return None if own is None else timedelta(seconds=own)
+
+
+def _elsewhere(given: dict[str, Any]) -> dict[str, Any]:
+    """The queue and the priority that were asked for, once it is known that there are such."""
+    queue, priority = given.get("queue"), given.get("priority")
+    return {
+        "queue": None if queue is None else declared.queue_named(str(getattr(queue, "name", queue))),
+        "priority": None if priority is None else priority_of(priority, None).value,
+    }
 
 
 def _changed(request: Any, args: Any, kwargs: Any) -> str | None:

@@ -10,7 +10,7 @@ from jobs.models import Circuit, Job, Slot, Worker
 from jobs.payload import Payload
 from jobs.states import State
 from tests.platform import attempt, fresh
-from tests.sample.tasks import move_on
+from tests.sample.tasks import go_elsewhere, move_on, plain_elsewhere
 
 pytestmark = pytest.mark.django_db
 
@@ -73,6 +73,39 @@ def test_a_retry_with_a_payload_of_which_no_key_can_be_made_keeps_those_that_it_
     lanes.release(1)
     attempt(job.id)
     assert keys(fresh(job)) == {"moving:ada", "mover:ada"}
+
+
+def test_a_retry_in_another_queue_counts_under_the_keys_of_that_queue() -> None:
+    job = go_elsewhere.delay({"queue": "mail"})
+    lanes.release(1)
+    attempt(job.id)
+    assert (fresh(job).queue, keys(fresh(job))) == ("mail", {"mail at a time"})
+    assert fresh(job).lane == limits.lane("mail", 20, "", go_elsewhere.name, fresh(job).bound)
+
+
+def test_a_plain_job_that_asks_for_a_priority_is_put_in_line() -> None:
+    job = plain_elsewhere.delay({"priority": "high"})
+    attempt(job.id)
+    assert (fresh(job).priority, fresh(job).lane) == (10, limits.lane("default", 10, "", plain_elsewhere.name, ""))
+    assert [row.pk for row in lanes.release(10)] == [fresh(job).pk]
+    attempt(job.id)
+    assert fresh(job).state == State.COMPLETED
+
+
+def test_a_plain_job_that_asks_for_another_queue_runs_there() -> None:
+    job = plain_elsewhere.apply_async(({"queue": "mail", "priority": "normal"},))
+    attempt(job.id)
+    assert (fresh(job).queue, fresh(job).lane) == ("mail", "")
+
+
+@pytest.mark.parametrize("where", [{"queue": "mial"}, {"priority": "soon"}])
+def test_a_retry_to_where_nothing_is_fails_with_a_sentence(where: dict[str, str]) -> None:
+    job = go_elsewhere.delay(where)
+    lanes.release(1)
+    attempt(job.id)
+    assert fresh(job).state == State.FAILED
+    assert fresh(job).error_type == "jobs.errors.OptionError"
+    assert (fresh(job).queue, fresh(job).priority) == ("default", 20)
 
 
 def dead(user: str = "ada") -> DeadLetter:

@@ -171,6 +171,20 @@ def move_on(self: Any, user: str, to: str) -> str:
     raise PermanentError(f"not {user} either")
 
 
+@task(bind=True, idempotent=True, limits=[Concurrency("{queue} at a time", 1)])
+def go_elsewhere(self: Any, where: dict[str, Any]) -> None:
+    """Asks to be tried again in another queue, or at another priority."""
+    if self.request.retries == 0:
+        self.retry(countdown=0, **where)
+
+
+@task(bind=True, idempotent=True, retry_priority="lower")
+def plain_elsewhere(self: Any, where: dict[str, Any]) -> None:
+    """The same, with nothing that constrains it but where it goes."""
+    if self.request.retries == 0:
+        self.retry(countdown=0, exc=TransientError("not here"), **where)
+
+
 @task(limits=[Concurrency("tenant {tenant}", 2)])
 def of_tenant(name: str) -> None:
     """At most two of one tenant, under a name that an operator's limit of a whole tenant has too."""
