@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 
 from jobs import chunks, lifecycle, sql
@@ -59,6 +60,14 @@ def open_lanes(ids: Sequence[str]) -> None:
             f"UPDATE jobs_lane SET waits_on = '', open_at = head_at WHERE id IN ({marks}) RETURNING share_id", part
         )
         renew_shares([row[0] for row in rows])
+
+
+def close_lanes(ids: Sequence[str], waits_on: str, until: datetime, turn: float) -> None:
+    """These lanes wait for something, and are looked at again at a moment at the latest."""
+    for part in sql.parts(ids):
+        marks = ", ".join(["%s"] * len(part))
+        told = [waits_on, lifecycle.prepared("due_at", until), turn]
+        sql.run(f"UPDATE jobs_lane SET waits_on = %s, open_at = %s, turn = %s WHERE id IN ({marks})", [*told, *part])
 
 
 def renew_lanes(ids: Sequence[str]) -> None:

@@ -10,6 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from uuid import UUID
+from zlib import crc32
 
 from django.db import transaction
 from django.db.models import Max, QuerySet, Value
@@ -33,6 +34,9 @@ TAKING_IN = 0.2  # seconds in which it takes in more of them
 PARKED = timedelta(seconds=60)  # the same of one that waits for a circuit, which tells
 ALL_AT_ONCE = 1000  # lanes that are opened in one release when a circuit closes
 RECHECK = timedelta(seconds=5)  # after which a closed lane is looked at, even if nobody opened it
+FEW = 100  # of those that wait for the same thing; of the others, each lane is looked at
+LATE = timedelta(minutes=5)  # after that time
+OPENED = 1000  # shares whose time has come that one release opens
 PAUSED = "pause"
 
 _IN_FLIGHT = f"('{State.RESERVED.value}', '{State.RUNNING.value}')"
@@ -228,20 +232,14 @@ class Release:
     def _open_shares(self) -> None:
         """Open shares whose time has come, at the lowest turn of those that are open: nobody saves turns up."""
         rows = Share.objects.using(lifecycle.alias())
-        due = rows.filter(is_open=False, open_at__lte=self.now)
-        for queue, priority in set(due.values_list("queue", "priority")):
+        due = rows.filter(is_open=False, open_at__lte=self.now).order_by("open_at")
+        lines: defaultdict[tuple[str, int], list[int]] = defaultdict(list)
+        for pk, queue, priority in due.values_list("pk", "queue", "priority")[:OPENED]:
+            lines[queue, priority].append(pk)
+        for (queue, priority), ids in lines.items():
             lowest = self._turn_of(rows.filter(queue=queue, priority=priority))
-            due.filter(queue=queue, priority=priority).update(is_open=True, turn=Greatest("turn", Value(lowest)))
-
-    def _turn_of(self, peers: QuerySet[Share]) -> float:
-        """The lowest turn of the open shares of a line; where all wait for a limit, that of whoever went last."""
-        lowest = peers.filter(is_open=True).order_by("turn").values_list("turn", flat=True).first()
-        if lowest is not None:
-            return lowest
-        weighed = [name for kind, name in self.said if kind == Allotment.Kind.WEIGHT]
-        highest = peers.exclude(tenant__in=weighed).aggregate(turn=Max("turn"))["turn"] or 0.0
-        others = peers.filter(tenant__in=weighed).values_list("tenant", "turn")
-        return max(0.0, highest - 1.0, *(turn - 1.0 / self.weight(tenant) for tenant, turn in others))
+            for part in sql.parts(ids):
+                rows.filter(pk__in=part).update(is_open=True, turn=Greatest("turn", Value(lowest)))
 
     def _take_back_overtaken(self) -> None:
         """Take back what has lain in the broker for too long behind more urgent jobs: it goes again, before them.
@@ -419,30 +417,31 @@ class Release:
 
     def _write_lanes(self) -> None:
         lanes = [(share, lane) for share in self.looked_at for lane in share.seen.values()]
-        sql.many("UPDATE jobs_share SET turn = %s WHERE id = %s", [(share.turn, share.id) for share in self.looked_at])
+        turns = [(share.turn, share.id) for share in self.looked_at if share.turn != share.before]
+        sql.many("UPDATE jobs_share SET turn = %s WHERE id = %s", turns)
         closed = [(share, lane, lane.closed) for share, lane in lanes if lane.closed is not None]
         lanerows.renew_lanes([lane.id for _, lane in lanes if lane.closed is None])
         lanerows.renew_heads([lane.id for _, lane, _ in closed if lane.chosen])
-        sql.many(
-            "UPDATE jobs_lane SET waits_on = %s, open_at = %s, turn = %s WHERE id = %s",
-            [
-                (_reason(closed_by), lifecycle.prepared("due_at", self._recheck(closed_by)), share.turn, lane.id)
-                for share, lane, closed_by in closed
-            ],
-        )  # fmt: skip
+        crowds = _crowds({_reason(closed_by) for _, _, closed_by in closed})
+        alike: defaultdict[tuple[str, datetime, float], list[str]] = defaultdict(list)
+        for share, lane, closed_by in closed:
+            reason = _reason(closed_by)
+            alike[reason, self._recheck(closed_by, lane.id, crowds[reason]), share.turn].append(lane.id)
+        for (reason, again, turn), ids in alike.items():
+            lanerows.close_lanes(ids, reason, again, turn)
         for _, _, closed_by in closed:
             if isinstance(closed_by, Closed) and closed_by.by.kind is Kind.TOKENS and closed_by.until is not None:
                 self.to_wake[closed_by.by.key] = closed_by.by
         lanerows.renew_shares([share.id for share in self.looked_at])
 
-    def _recheck(self, closed_by: Closed | Gathering | str) -> datetime:
-        """When a closed lane is looked at, even if nobody opened it."""
+    def _recheck(self, closed_by: Closed | Gathering | str, lane: str, crowd: int) -> datetime:
+        """When a closed lane is looked at, even if nobody opened it: of a crowd that waits for the same, a few soon."""
         if isinstance(closed_by, Gathering):
             return closed_by.until
         if isinstance(closed_by, Closed) and closed_by.by.kind is Kind.CIRCUIT:
             since: datetime = closed_by.until or self.now
             return since + PARKED
-        again: datetime = self.now + RECHECK
+        again: datetime = self.now + (LATE if crc32(lane.encode()) % (1 + crowd // FEW) else RECHECK)
         return again
 
     def _write_buckets(self) -> None:
@@ -468,6 +467,16 @@ def _reason(closed_by: Closed | Gathering | str) -> str:
     if isinstance(closed_by, Gathering):
         return chunks.GATHERS
     return closed_by if isinstance(closed_by, str) else closed_by.by.name
+
+
+def _crowds(reasons: Iterable[str]) -> dict[str, int]:
+    """How many lanes wait for each of these already, counted as far as it matters."""
+    most = FEW * int(LATE / RECHECK)
+    counted = f"SELECT 1 FROM jobs_lane WHERE waits_on = %s AND NOT (waits_on = '') LIMIT {most}"
+    return {
+        reason: int(sql.one(f"SELECT COUNT(*) FROM ({counted}) some", [reason])[0]) if reason else 0
+        for reason in reasons
+    }
 
 
 def _locked() -> bool:

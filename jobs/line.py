@@ -59,6 +59,7 @@ class InShare:
     lanes: list[InLane] = field(compare=False, default_factory=list)
     seen: dict[str, InLane] = field(compare=False, default_factory=dict)
     all_read: bool = field(compare=False, default=False)
+    before: float = field(compare=False, default=0.0)  # its turn, as it was read
 
 
 def in_lane(
@@ -150,18 +151,20 @@ class Line:
         """The first shares, each with its first lane, and the first job of that."""
         at, most = self.release.at, min(LOOKS, self.room + 20)
         rows = sql.rows(
-            "SELECT s.id, s.turn, s.open_at, s.tenant, l.id, l.head_at, l.task, l.bound, j.id FROM "
+            "SELECT s.id, s.turn, s.open_at, s.tenant, l.id, l.head_at, l.task, l.bound, j.id, (SELECT COUNT(*) FROM "
+            "(SELECT 1 FROM jobs_lane o WHERE o.share_id = s.id AND o.open_at <= %s LIMIT 2) few) FROM "
             "(SELECT * FROM jobs_share WHERE is_open AND queue = %s AND priority = %s "
             f"ORDER BY turn, open_at LIMIT {most}) s "
             "LEFT JOIN jobs_lane l ON l.id = (SELECT id FROM jobs_lane WHERE share_id = s.id AND open_at <= %s "
             "ORDER BY open_at LIMIT 1) "
             f"LEFT JOIN jobs_job j ON j.id = ({lanerows.first_jobs('l.id')} LIMIT 1) ORDER BY s.turn, s.open_at",
-            [self.queue, self.priority, at, at],
+            [at, self.queue, self.priority, at, at],
         )
         shares, self.more = [], len(rows) == most
-        for share_id, turn, since, tenant, lane_id, head, task, bound, job_id in rows:
+        for share_id, turn, since, tenant, lane_id, head, task, bound, job_id, lanes in rows:
             first = str(job_id or "")
-            share = InShare(turn, since, first, share_id, tenant, self.release.weight(tenant))
+            share = InShare(turn, since, first, share_id, tenant, self.release.weight(tenant), before=turn)
+            share.all_read = lanes < 2
             if lane_id is not None:
                 binds = self.release.binds(bound, self.queue, task, tenant)
                 lane = in_lane(head, lane_id, task, binds, limits.gathers(bound), job_id)

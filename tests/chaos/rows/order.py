@@ -205,7 +205,7 @@ def killed_while_low_work_waits(stage: Stage) -> None:
     stage.start()
     stage.start_worker()
     stage.start_conductor()
-    high = stage.bulk(stage.scaled(400, 200), seconds=0.1, options={"priority": "high", "tenant": "flood"})
+    high = stage.bulk(stage.scaled(600, 300), seconds=0.1, options={"priority": "high", "tenant": "flood"})
     stage.wait_begun(high[:5], timeout=60)
     asked = ledger.now()
     low = stage.enqueue(5, options={"priority": "low", "tenant": "lone"})
