@@ -241,6 +241,16 @@ class Release:
             for part in sql.parts(ids):
                 rows.filter(pk__in=part).update(is_open=True, turn=Greatest("turn", Value(lowest)))
 
+    def _turn_of(self, peers: QuerySet[Share]) -> float:
+        """The lowest turn of the open shares of a line; where all wait for a limit, that of whoever went last."""
+        lowest = peers.filter(is_open=True).order_by("turn").values_list("turn", flat=True).first()
+        if lowest is not None:
+            return lowest
+        weighed = [name for kind, name in self.said if kind == Allotment.Kind.WEIGHT]
+        highest = peers.exclude(tenant__in=weighed).aggregate(turn=Max("turn"))["turn"] or 0.0
+        others = peers.filter(tenant__in=weighed).values_list("tenant", "turn")
+        return max(0.0, highest - 1.0, *(turn - 1.0 / self.weight(tenant) for tenant, turn in others))
+
     def _take_back_overtaken(self) -> None:
         """Take back what has lain in the broker for too long behind more urgent jobs: it goes again, before them.
 
@@ -422,7 +432,7 @@ class Release:
         closed = [(share, lane, lane.closed) for share, lane in lanes if lane.closed is not None]
         lanerows.renew_lanes([lane.id for _, lane in lanes if lane.closed is None])
         lanerows.renew_heads([lane.id for _, lane, _ in closed if lane.chosen])
-        crowds = _crowds({_reason(closed_by) for _, _, closed_by in closed})
+        crowds = _crowds({_reason(closed_by) for _, _, closed_by in closed if not isinstance(closed_by, Gathering)})
         alike: defaultdict[tuple[str, datetime, float], list[str]] = defaultdict(list)
         for share, lane, closed_by in closed:
             reason = _reason(closed_by)
@@ -469,14 +479,16 @@ def _reason(closed_by: Closed | Gathering | str) -> str:
     return closed_by if isinstance(closed_by, str) else closed_by.by.name
 
 
-def _crowds(reasons: Iterable[str]) -> dict[str, int]:
+def _crowds(reasons: Iterable[str]) -> Counter[str]:
     """How many lanes wait for each of these already, counted as far as it matters."""
     most = FEW * int(LATE / RECHECK)
-    counted = f"SELECT 1 FROM jobs_lane WHERE waits_on = %s AND NOT (waits_on = '') LIMIT {most}"
-    return {
-        reason: int(sql.one(f"SELECT COUNT(*) FROM ({counted}) some", [reason])[0]) if reason else 0
-        for reason in reasons
-    }
+    one = f"SELECT 1 FROM jobs_lane l WHERE l.waits_on = n.name AND NOT (l.waits_on = '') LIMIT {most}"
+    found: Counter[str] = Counter()
+    for part in sql.parts(sorted(reasons)):
+        names = ", ".join(["(%s)"] * len(part))
+        counted = f"WITH n (name) AS (VALUES {names}) SELECT name, (SELECT COUNT(*) FROM ({one}) alike) FROM n"
+        found |= Counter(dict(sql.rows(counted, part)))
+    return found
 
 
 def _locked() -> bool:

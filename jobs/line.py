@@ -19,6 +19,7 @@ from jobs.models import Bucket as BucketRow
 from jobs.models import Share
 
 LOOKS = 500  # shares that one release looks at, of a queue and priority
+AT_LEAST = 200  # of them, where those that it looked at first may not go
 ONE_IN = 8  # releases of a queue that go to whoever waits below for too long
 
 
@@ -97,14 +98,23 @@ class Line:
 
     def __init__(self, release: Chooser, queue: str, priority: int, room: int) -> None:
         self.release, self.queue, self.priority, self.room = release, queue, priority, room
-        self.more = False  # whether shares are open beyond those that were read
+        self._further = False  # whether shares are open beyond those that were read
+        self._left = False  # whether lanes were left to the next release
         self._heap: list[InShare] | None = None
+        self._read_before: list[int] = []
 
     def next(self) -> bool:
         """Whether a job may be there to be taken."""
         if self._heap is None:
-            self._heap = self._read()
+            self._heap = self._read(min(LOOKS, self.room + 20))
+        while not self._heap and self._further and not self._left and len(self._read_before) < AT_LEAST:
+            self._heap = self._read(AT_LEAST - len(self._read_before))
         return bool(self._heap)
+
+    @property
+    def more(self) -> bool:
+        """Whether something is open at which nobody has looked."""
+        return self._further or self._left
 
     def take(self) -> UUID | None:
         """The next job of the share whose turn it is; None where that has none that may go."""
@@ -117,7 +127,7 @@ class Line:
             heapq.heappop(self._heap)
             return None
         if not self.release.admit(lane):
-            self.more = self.more or lane.closed is None
+            self._left = self._left or lane.closed is None
             heapq.heappop(share.lanes)
             return None
         job_ids = lane.next()
@@ -147,20 +157,21 @@ class Line:
             else:
                 heapq.heapify(share.lanes)
 
-    def _read(self) -> list[InShare]:
-        """The first shares, each with its first lane, and the first job of that."""
-        at, most = self.release.at, min(LOOKS, self.room + 20)
+    def _read(self, most: int) -> list[InShare]:
+        """The first shares that were not read before, each with its first lane, and the first job of that."""
+        at, before = self.release.at, self._read_before
+        others = f"AND id NOT IN ({', '.join(['%s'] * len(before))}) " if before else ""
         rows = sql.rows(
             "SELECT s.id, s.turn, s.open_at, s.tenant, l.id, l.head_at, l.task, l.bound, j.id, (SELECT COUNT(*) FROM "
             "(SELECT 1 FROM jobs_lane o WHERE o.share_id = s.id AND o.open_at <= %s LIMIT 2) few) FROM "
-            "(SELECT * FROM jobs_share WHERE is_open AND queue = %s AND priority = %s "
+            f"(SELECT * FROM jobs_share WHERE is_open AND queue = %s AND priority = %s {others}"
             f"ORDER BY turn, open_at LIMIT {most}) s "
             "LEFT JOIN jobs_lane l ON l.id = (SELECT id FROM jobs_lane WHERE share_id = s.id AND open_at <= %s "
             "ORDER BY open_at LIMIT 1) "
             f"LEFT JOIN jobs_job j ON j.id = ({lanerows.first_jobs('l.id')} LIMIT 1) ORDER BY s.turn, s.open_at",
-            [at, self.queue, self.priority, at, at],
+            [at, self.queue, self.priority, *before, at, at],
         )
-        shares, self.more = [], len(rows) == most
+        shares, self._further = [], len(rows) == most
         for share_id, turn, since, tenant, lane_id, head, task, bound, job_id, lanes in rows:
             first = str(job_id or "")
             share = InShare(turn, since, first, share_id, tenant, self.release.weight(tenant), before=turn)
@@ -170,6 +181,7 @@ class Line:
                 lane = in_lane(head, lane_id, task, binds, limits.gathers(bound), job_id)
                 share.lanes, share.seen = [lane], {lane_id: lane}
             shares.append(share)
+        self._read_before += [share.id for share in shares]
         self.release.looked_at += shares
         self.release.learn_all(lane for share in shares for lane in share.lanes)
         heapq.heapify(shares)

@@ -36,8 +36,10 @@ class Pulse:
         self.in_line = in_line
 
     def rest(self) -> float:
-        """How long to leave the lines alone; a tick, unless somebody may go before."""
+        """How long to leave the lines alone; a tick, unless somebody may go before, or not at all was looked at."""
         tick = settings().TICK
+        if self.in_line and lanes.unfinished():
+            return tick / HURRY / HURRY
         if not (self.in_line and self.soon):
             return tick
         return min(max((time.monotonic() - self.changed_at) / PART, tick / HURRY), tick / LEAST)

@@ -56,7 +56,7 @@ class Releases:
 
     def rest(self) -> float:
         """How long to wait for the next one, where nothing was released."""
-        pause = self.pulse.rest()
+        pause = settings().TICK if publisher.in_use().paused else self.pulse.rest()
         self._hurried = pause < settings().TICK
         return pause
 

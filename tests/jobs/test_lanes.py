@@ -14,7 +14,7 @@ from django.db import connection, transaction
 from django.db.models import F
 
 from jobs import attempt as attempts
-from jobs import control, floods, lanerows, lanes, lifecycle, limits, outbox, publisher
+from jobs import bulk, control, floods, lanerows, lanes, lifecycle, limits, outbox, publisher
 from jobs.models import Allotment, Arrival, Bucket, Job, Lane, Share, Slot, Worker
 from jobs.states import State
 from tests.platform import Witness, attempt, drain, fresh, running
@@ -468,6 +468,57 @@ def test_what_is_closed_is_not_looked_at_until_something_is_left_again(
         assert released() == []
     ended()
     assert len(released()) == 1
+
+
+def crowd(many: int) -> None:
+    """So many tenants, each with a job that waits for the same key, which is taken."""
+    workers(4)
+    alone.apply_async(("first",), tenant="first")
+    assert released() == ["first"]
+    bulk.bulk(alone.s(f"{n}").set(tenant=f"t{n}") for n in range(many))
+
+
+def looked_at() -> int:
+    """How many lanes are closed, and not to be looked at now."""
+    return Lane.objects.exclude(waits_on="").filter(open_at__gt=lifecycle.database_now()).count()
+
+
+def test_a_crowd_that_may_not_go_holds_up_nobody_who_may(django_assert_max_num_queries: Any) -> None:
+    crowd(390)
+    note.apply_async(("lone",), tenant="lone")
+    with django_assert_max_num_queries(70):
+        assert released() == []
+    assert lanes.unfinished()
+    assert looked_at() == 200
+    assert released() == ["lone"]
+
+
+def test_a_few_of_a_crowd_that_waits_for_the_same_are_looked_at_soon_and_the_others_late(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(lanes, "FEW", 10)
+    crowd(150)
+    released()
+    aged(lanes.RECHECK.total_seconds() + 1)
+    Worker.objects.update(seen_at=lifecycle.database_now())
+    released()
+    now = lifecycle.database_now()
+    closed = Lane.objects.exclude(waits_on="")
+    soon = closed.filter(open_at__lte=now + lanes.RECHECK).count()
+    assert 1 <= soon <= 30
+    assert closed.filter(open_at__gt=now + lanes.RECHECK, open_at__lte=now + lanes.LATE).count() == 150 - soon
+    ended()
+    assert len(released()) == 1
+
+
+def test_one_release_opens_no_more_than_so_many_whose_time_has_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lanes, "OPENED", 20)
+    crowd(50)
+    opened = []
+    for _ in range(4):
+        released()
+        opened.append(looked_at())
+    assert opened == [20, 40, 50, 50]
 
 
 def test_a_paused_task_holds_up_no_other_of_its_tenant() -> None:

@@ -12,6 +12,7 @@ from django.test.utils import CaptureQueriesContext
 from jobs import control, lanes, lifecycle, rescue
 from jobs.conf import current as settings
 from jobs.models import Bucket, Job, Slot
+from jobs.publisher import Publisher
 from jobs.pulse import Pulse
 from jobs.release import Releases
 from tests.platform import attempt, drain, fresh, running
@@ -47,6 +48,22 @@ def looked(releases: Releases) -> float:
 def test_nobody_hurries_where_nothing_is_in_line(releases: Releases) -> None:
     note.delay("x")
     assert looked(releases) == TICK
+
+
+def test_what_nobody_has_looked_at_yet_is_looked_at_soon(releases: Releases, monkeypatch: pytest.MonkeyPatch) -> None:
+    note.apply_async(("x",), tenant="a")
+    looked(releases)
+    monkeypatch.setattr(lanes, "_unfinished", ["default"])
+    assert releases.rest() < TICK / 50
+
+
+def test_nobody_hurries_while_the_broker_is_away(releases: Releases, monkeypatch: pytest.MonkeyPatch) -> None:
+    note.apply_async(("x",), tenant="a")
+    looked(releases)
+    monkeypatch.setattr(lanes, "_unfinished", ["default"])
+    monkeypatch.setattr(Publisher, "paused", True)
+    assert releases.release() == 0
+    assert releases.rest() == TICK
 
 
 def test_nobody_hurries_for_what_is_paused(releases: Releases) -> None:
