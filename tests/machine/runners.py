@@ -45,10 +45,10 @@ class Runner:
         return f"<the runner of attempt {self.job.attempt} of {self.job}>"
 
 
-def claim(job_id: UUID) -> Runner | None:
+def claim(job_id: UUID, worker: str = "", *, breakers: bool = False) -> Runner | None:
     """A message arrives at a worker: claim the job, or be refused."""
     try:
-        job, leased = attempt.claim(job_id, f"worker-{next(_numbers)}@here")
+        job, leased = attempt.claim(job_id, worker or f"worker-{next(_numbers)}@here", breakers=breakers)
     except Ignore:
         return None
     return Runner(job, leased)
