@@ -15,7 +15,7 @@ from jobs.lifecycle import NOW, Clock, Column
 from jobs.models import Allotment, Circuit, Job, Pause, Slot, Worker
 from jobs.states import WAITING, State
 
-NAME_LENGTH = 255  # of what an operator says something
+NAME_LENGTH = 248  # a lane keeps it with the kind before it
 
 
 def cancel(job_id: UUID, *, reason: str, by: str) -> Job:

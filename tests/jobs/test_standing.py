@@ -9,7 +9,7 @@ import pytest
 from celery import chord
 from django.db.models import F
 
-from jobs import control, lanes, lifecycle, outbox
+from jobs import control, lanes, lifecycle, outbox, standing
 from jobs.conclusion import Report, conclude
 from jobs.errors import Refused
 from jobs.explain import explain
@@ -173,6 +173,15 @@ def test_it_is_known_when_the_next_token_of_a_whole_queue_comes() -> None:
     assert lanes.changes(0)[0] is True
     release()
     assert reserved() == 2
+
+
+def test_the_longest_name_that_is_taken_can_be_waited_for() -> None:
+    longest = "x" * (control.NAME_LENGTH - len("task "))
+    control.allot(task=longest, slots=1, by="ann")
+    with pytest.raises(Refused, match="at most"):
+        control.allot(task=f"{longest}x", slots=1, by="ann")
+    waits = max(f"{kind} {standing.name('task', longest)}" for kind in standing.COUNTED)
+    assert len(waits) <= (Lane._meta.get_field("waits_on").max_length or 0)
 
 
 def test_others_are_not_concerned() -> None:
