@@ -401,4 +401,4 @@ def bag(transactional_db: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bag
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_order_and_limits_hold_whatever_happens_to_those_who_wait(bag: Bag) -> None:
-    explore(InLine, examples=40, steps=40)
+    explore(InLine, examples=25, steps=40)
