@@ -451,7 +451,20 @@ def _check(cls: type[Task]) -> None:
     declared = {name: getattr(cls, name, None) for name in _READ}
     if "_decorated" not in vars(cls):
         cls.name = vars(cls).get("name") or f"{cls.__module__}.{cls.__qualname__}"
+    _check_names(cls)
     _check_declared(cls.name, declared, _parameters(function, skip=skip), function)
+
+
+_KINDS: dict[str, Any] = {"limits": Concurrency | Rate, "breakers": Breaker, "debounce": Debounce, "throttle": Throttle}
+
+
+def _check_names(cls: type[Task]) -> None:
+    """Refuse an attribute that holds what an option would, under a name that nearly is the option's."""
+    for name, value in vars(cls).items():
+        held = value if isinstance(value, list | tuple) else [value]
+        for option in difflib.get_close_matches(name, _KINDS, n=1):
+            if name not in _KINDS and held and all(isinstance(each, _KINDS[option]) for each in held):
+                raise DeclarationError(f"{cls.name} does not know {name}. Did you mean {option}?")
 
 
 def _check_declared(

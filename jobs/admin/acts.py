@@ -65,10 +65,11 @@ class ActAdmin(ReadOnlyAdmin):
     @admin.display(description="target")
     def what(self, act: Act) -> SafeString | str:
         """To what it was done; under it what else was kept of it."""
+        target = "" if act.target == str(act.job_id) else act.target  # a column of its own leads to a job
         if not act.details:
-            return act.target
+            return target
         told = ", ".join(f"{name.replace('_', ' ')}: {_plain(value)}" for name, value in mask(act.details).items())
-        return format_html('{}<div class="jobs-quiet">{}</div>', act.target, told)
+        return format_html('{}<div class="jobs-quiet">{}</div>', target, told)
 
 
 def _plain(value: object) -> str:

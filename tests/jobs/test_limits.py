@@ -6,7 +6,7 @@ import pytest
 
 from jobs.errors import DeclarationError, KeyCannotBeMade
 from jobs.limits import Concurrency, Rate, binds, bound, settle
-from jobs.task import task
+from jobs.task import Task, task
 
 
 @pytest.mark.parametrize(
@@ -31,6 +31,25 @@ from jobs.task import task
 def test_a_limit_that_can_never_be_kept_is_refused_at_declaration(declare: Any, words: str) -> None:
     with pytest.raises(DeclarationError, match=words):
         declare()
+
+
+def test_a_class_whose_limits_have_a_name_that_nobody_reads_is_refused() -> None:
+    with pytest.raises(DeclarationError, match=r"does not know limit\. Did you mean limits\?"):
+
+        class Mistyped(Task):
+            limit = [Concurrency("x", 1)]
+
+            def run(self) -> None: ...
+
+
+def test_a_class_may_keep_a_limit_under_a_name_of_its_own() -> None:
+    class Kept(Task):
+        GATEWAY = Rate("gateway of a class", "5/s")
+        limits = [GATEWAY]
+
+        def run(self) -> None: ...
+
+    assert Kept.limits == [Kept.GATEWAY]
 
 
 def made(limit: Any, arguments: dict[str, Any], tenant: str = "", queue: str = "default") -> str:
