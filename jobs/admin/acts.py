@@ -29,7 +29,7 @@ class ByAgeOfAct(ByAge):
 class ActAdmin(ReadOnlyAdmin):
     """What operators did, newest first."""
 
-    list_display = ("time", "by", "verb", "what", "job", "reason")
+    list_display = ("time", "by", "verb", "what", "reason", "job")
     list_display_links = None
     list_filter = (ByAgeOfAct,)
     ordering = ("-at", "-id")
@@ -53,7 +53,7 @@ class ActAdmin(ReadOnlyAdmin):
     @admin.display(description="when")
     def time(self, act: Act) -> SafeString | str:
         """When it was done."""
-        return when(act.at)
+        return when(act.at, units=1)
 
     @admin.display(description="job")
     def job(self, act: Act) -> SafeString | str:
@@ -69,7 +69,7 @@ class ActAdmin(ReadOnlyAdmin):
         if not act.details:
             return target
         told = ", ".join(f"{name.replace('_', ' ')}: {_plain(value)}" for name, value in mask(act.details).items())
-        return format_html('{}<div class="jobs-quiet">{}</div>', target, told)
+        return format_html('{}<div class="jobs-quiet jobs-narrow">{}</div>', target, told)
 
 
 def _plain(value: object) -> str:

@@ -63,4 +63,4 @@ def test_what_was_set_stands_under_what_it_was_set_for(chief: Client) -> None:
         at=timezone.now(), by="ann", verb="allot", target="tokens gateway", details={"said": "5/s", "lasts": 3}
     )
     html = chief.get(reverse("admin:jobs_act_changelist")).content.decode()
-    assert 'tokens gateway<div class="jobs-quiet">said: 5/s, lasts: 3</div>' in html
+    assert 'tokens gateway<div class="jobs-quiet jobs-narrow">said: 5/s, lasts: 3</div>' in html
