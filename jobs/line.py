@@ -61,6 +61,7 @@ class InShare:
     seen: dict[str, InLane] = field(compare=False, default_factory=dict)
     all_read: bool = field(compare=False, default=False)
     before: float = field(compare=False, default=0.0)  # its turn, as it was read
+    crowded: bool = field(compare=False, default=False)  # whether lanes are open beyond those that were read
 
 
 def in_lane(
@@ -100,6 +101,7 @@ class Line:
         self.release, self.queue, self.priority, self.room = release, queue, priority, room
         self._further = False  # whether shares are open beyond those that were read
         self._left = False  # whether lanes were left to the next release
+        self._crowded = False  # whether a share has more lanes than are read at once, and none of those may go
         self._heap: list[InShare] | None = None
         self._read_before: list[int] = []
 
@@ -114,7 +116,7 @@ class Line:
     @property
     def more(self) -> bool:
         """Whether something is open at which nobody has looked."""
-        return self._further or self._left
+        return self._further or self._left or self._crowded
 
     def take(self) -> UUID | None:
         """The next job of the share whose turn it is; None where that has none that may go."""
@@ -124,6 +126,7 @@ class Line:
         share = self._heap[0]
         lane = self._lane(share)
         if lane is None:
+            self._crowded = self._crowded or share.crowded
             heapq.heappop(self._heap)
             return None
         if not self.release.admit(lane):
@@ -196,7 +199,8 @@ class Line:
             f"WHERE l.share_id = %s AND l.open_at <= %s {others} ORDER BY l.open_at LIMIT {sql.SLICE}",
             [self.release.at, share.id, self.release.at, *share.seen],
         )
-        share.all_read = len(rows) < sql.SLICE or len(share.seen) > sql.SLICE
+        share.crowded = len(rows) == sql.SLICE
+        share.all_read = not share.crowded or len(share.seen) > sql.SLICE
         for lane_id, head, task, bound, job_id in rows:
             binds = self.release.binds(bound, self.queue, task, share.tenant)
             share.seen[lane_id] = lane = in_lane(head, lane_id, task, binds, limits.gathers(bound), job_id)

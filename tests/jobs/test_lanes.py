@@ -649,6 +649,23 @@ def test_a_crowd_of_tenants_that_comes_at_once_delays_nobody_by_seconds(django_a
     assert Share.objects.count() >= 2400
 
 
+def test_a_crowd_of_lanes_of_one_tenant_that_may_not_go_is_looked_at_without_a_pause() -> None:
+    """Who comes after them waits until all of them have been looked at."""
+    workers(10)
+    first = _bound(note, "first", [["slots", "closed", "closed", 1.0, 1.0]])
+    assert released() == ["first"]
+    bulk.bulk(note, [str(n) for n in range(1700)], tenant="t")
+    for number, job in enumerate(Job.objects.exclude(pk=first)):
+        bound = f'[["slots","closed","closed",1.0,1.0],["slots","c{number}","c",1.0,1.0]]'
+        Job.objects.filter(pk=job.pk).update(bound=bound, lane=limits.lane("default", 20, "t", note.name, bound))
+    assert lanes.mend(limit=2000) == 1700
+    lanes.release(10)
+    while Share.objects.filter(is_open=True).exists():
+        assert lanes.unfinished()
+        assert lanes.release(10) == []
+    assert not lanes.unfinished()
+
+
 def test_a_release_reads_the_lines_by_their_indexes_and_not_the_backlog() -> None:
     from jobs import bulk
 
