@@ -66,7 +66,7 @@ class World:
             self.postgres = self._open.enter_context(Postgres(self.directory / "postgres"))
             self.redis = self._open.enter_context(RedisServer(self.directory / "redis"))
             self.counter = self._open.enter_context(RedisServer(self.directory / "witness"))
-            self.witness = self._open.enter_context(Redis.from_url(self.counter.url))
+            self.witness = self._open.enter_context(Redis.from_url(self.counter.url, socket_timeout=None))
             self._prepare()
             self._open = self._open.pop_all()
         return self
