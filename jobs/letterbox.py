@@ -18,7 +18,7 @@ PLACES = 16  # letters that are kept; one is awaited for a few milliseconds
 SIZE = 65_536  # bytes of a place
 LOOK_EVERY = 0.00005  # seconds
 
-_HEAD = struct.Struct("=16sII")  # the token, the length of the row and its checksum: it may be read half written
+_HEAD = struct.Struct("=16sII")  # the token, the length of the row, a checksum of both: it may be read half written
 
 Row = tuple[Any, ...]
 
@@ -42,7 +42,8 @@ class Letterbox:
             content = pickle.dumps(None)
         start = place * SIZE
         self._memory[start + _HEAD.size : start + _HEAD.size + len(content)] = content
-        _HEAD.pack_into(self._memory, start, token.bytes, len(content), zlib.crc32(content))
+        # Not pack_into, which writes zeros first: the checksum of nothing is 0 too.
+        self._memory[start : start + _HEAD.size] = _HEAD.pack(token.bytes, len(content), _checksum(token, content))
 
     def wait(self, place: int, token: UUID, seconds: float) -> Row | None:
         """The row of a claim; None where it was not made, is too long for a letter, or is not known in time."""
@@ -62,7 +63,11 @@ class Letterbox:
         if known != token.bytes or length > SIZE - _HEAD.size:
             return None
         content = self._memory[start + _HEAD.size : start + _HEAD.size + length]
-        return content if zlib.crc32(content) == checksum else None
+        return content if _checksum(token, content) == checksum else None
+
+
+def _checksum(token: UUID, content: bytes) -> int:
+    return zlib.crc32(content, zlib.crc32(token.bytes))
 
 
 _box: Letterbox | None = None

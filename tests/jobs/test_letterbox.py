@@ -30,6 +30,15 @@ def test_a_letter_is_read_by_who_has_its_token(box: Letterbox) -> None:
     assert box.wait(place, uuid4(), 0) is None
 
 
+@pytest.mark.parametrize("written", [16, 20, 24])
+def test_a_letter_whose_head_is_half_written_is_not_read(box: Letterbox, written: int) -> None:
+    place, token = box.place(), uuid4()
+    box._memory[place * SIZE : place * SIZE + 24] = (token.bytes + struct.pack("=II", 0, 0))[:written].ljust(24, b"\0")
+    assert box.wait(place, token, 0) is None
+    box.post(place, token, ROW)
+    assert box.wait(place, token, 0) == ROW
+
+
 def test_a_letter_that_says_that_there_is_no_claim_ends_the_wait(box: Letterbox) -> None:
     place, token = box.place(), uuid4()
     box.post(place, token, None)
