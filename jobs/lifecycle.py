@@ -425,11 +425,14 @@ def reserve_due(limit: int) -> list[Job]:
 
     They come with what sending them takes. Any number of processes may do it at once: each takes other jobs.
     """
-    return _by_urgency(_reserve(_due_directly(limit), []))
+    return _by_urgency(_reserve(_due_directly(limit, _in_no_line()), []))
 
 
 def reserve_due_unless(others: str, limit: int) -> list[Job] | None:
-    """The same, but None where this SQL holds, which speaks of others: asked in one statement where that can be."""
+    """The same, but None where this SQL holds, which speaks of others: asked in one statement where that can be.
+
+    It has to hold where any queue or task has a limit that was set for all of its jobs.
+    """
     if database().vendor == "sqlite":  # whose UPDATE stands in no query; the way to it is short
         with database().cursor() as cursor:
             cursor.execute(f"SELECT {others}", [])
@@ -438,7 +441,7 @@ def reserve_due_unless(others: str, limit: int) -> list[Job] | None:
     columns = ", ".join(f"taken.{name}" for name in names)
     sql = (
         f"WITH line AS MATERIALIZED (SELECT {others} AS busy), "
-        f"taken AS ({_reserving(_due_directly(limit, 'AND NOT (SELECT busy FROM line)'), names)}) "
+        f"taken AS ({_reserving(_due_directly(limit, 'NOT (SELECT busy FROM line)'), names)}) "
         f"SELECT line.busy, {columns} FROM line LEFT JOIN taken ON true"
     )
     with database().cursor() as cursor:
@@ -449,10 +452,10 @@ def reserve_due_unless(others: str, limit: int) -> list[Job] | None:
     return _by_urgency(_partly_loaded(names, converters, row[1:]) for row in rows if row[1] is not None)
 
 
-def _due_directly(limit: int, also: str = "") -> str:
+def _due_directly(limit: int, unlimited: str) -> str:
     return (
         f"SELECT id FROM {_table()} WHERE finished_at IS NULL AND due_at <= {_clock()} AND state IN ({_waiting()}) "
-        f"AND lane = '' AND cancel_requested_at IS NULL AND {not_paused()} AND {_in_no_line()} {also} "
+        f"AND lane = '' AND cancel_requested_at IS NULL AND {not_paused()} AND {unlimited} "
         f"ORDER BY priority, due_at LIMIT {int(limit)}"
     )
 
