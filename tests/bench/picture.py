@@ -97,6 +97,9 @@ def draw(run: Mapping[str, Any], page: Path = PAGE) -> bool:
 
 
 if __name__ == "__main__":
+    import argparse
     import json
 
-    sys.exit(0 if draw(json.loads(Path(sys.argv[1]).read_text())) else 1)
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.picture", description="Draw the picture of a flood.")
+    parser.add_argument("report", type=argparse.FileType(), help="the JSON of a run that measured it")
+    sys.exit(None if draw(json.load(parser.parse_args().report)) else "This run measured no flood, or a small one.")
