@@ -127,8 +127,8 @@ def test_where_two_are_set_it_asks_which() -> None:
 
 def test_where_nothing_is_set_it_says_what_is() -> None:
     control.allot("gateway", rate="5/s", by="ann")
-    answer = run("jobs", "withdraw", "gatway")
-    assert (answer.code, answer.err) == (2, "Nothing is set for gatway. Set: gateway (rate 5/s).\n")
+    answer = run("jobs", "withdraw", "gate")
+    assert (answer.code, answer.err) == (2, "Nothing is set for gate. Set: gateway (rate 5/s).\n")
 
 
 @pytest.mark.parametrize(
