@@ -69,7 +69,7 @@ def test_what_was_set_takes_back_what_was_released_by_the_limit(sent: list[str])
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["gatway", "--rate", "5/s"], "Did you mean gateway?"),
+        (["gatewa", "--rate", "5/s"], "Did you mean gateway?"),
         (["gateway", "--slots", 2], "Tasks declare gateway as a limit of starts in a span of time"),
         (["--task", "alon", "--slots", 2], "Did you mean"),
         (["task alone", "--slots", 2], f"There is no task alone. Did you mean {alone.name}?"),
