@@ -98,7 +98,7 @@ def test_a_plain_job_that_asks_for_another_queue_runs_there() -> None:
     assert (fresh(job).queue, fresh(job).lane) == ("mail", "")
 
 
-@pytest.mark.parametrize("where", [{"queue": "mial"}, {"priority": "soon"}])
+@pytest.mark.parametrize("where", [{"queue": "nowhere"}, {"priority": "soon"}])
 def test_a_retry_to_where_nothing_is_fails_with_a_sentence(where: dict[str, str]) -> None:
     job = go_elsewhere.delay(where)
     lanes.release(1)
