@@ -139,6 +139,9 @@ class Release:
 
     def __init__(self, limit: int) -> None:
         self.limit, self.now = limit, lifecycle.database_now()
+        if not self.now.microsecond:
+            # SQLite compares times as text, and Django writes a whole second shorter: before all of that second.
+            self.now += timedelta(microseconds=1)
         self.at = lifecycle.prepared("due_at", self.now)
         self.said = standing.said_now()
         self.allowance = Allowance(self.now, self.in_force)

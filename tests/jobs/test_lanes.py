@@ -666,6 +666,19 @@ def test_a_crowd_of_lanes_of_one_tenant_that_may_not_go_is_looked_at_without_a_p
     assert not lanes.unfinished()
 
 
+def test_a_job_that_is_due_at_a_whole_second_goes_in_this_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    workers(1)
+    second = lifecycle.database_now().replace(microsecond=0)
+    job = for_user.apply_async(("x", "ada"))
+    with connection.cursor() as cursor:  # as the database writes it
+        cursor.execute(
+            "UPDATE jobs_job SET due_at = %s",
+            [second.strftime("%Y-%m-%d %H:%M:%S.000000+00:00")[: 26 if connection.vendor == "sqlite" else 32]],
+        )
+    monkeypatch.setattr(lifecycle, "database_now", lambda: second)
+    assert [str(one.pk) for one in lanes.release(10)] == [str(job.id)]
+
+
 def test_a_release_reads_the_lines_by_their_indexes_and_not_the_backlog() -> None:
     from jobs import bulk
 
