@@ -92,7 +92,7 @@ class Grouped:
             statements = [
                 lifecycle.completing_many(), lifecycle.claiming_many(_lease()), lifecycle.claiming(_lease()),
             ]  # fmt: skip
-            self._line = Nonblocking(at.hub, statements, self._turn)
+            self._line = Nonblocking(at.hub, statements, self.go_on)
             self._line.look()
             at.hub.call_repeatedly(LOOK_EVERY, self._look)
 
@@ -231,11 +231,8 @@ class Grouped:
 
     # --- A turn ---
 
-    def go_on(self) -> None:
-        """Something was left to be recorded."""
-        self._turn()
-
-    def _turn(self, *, lingered: bool = False) -> None:
+    def go_on(self, *, lingered: bool = False) -> None:
+        """Record what was left, in the event loop: at once, or when a moment has passed in which more may come."""
         if self._line is None or self.at is None:
             return
         if lingered:
@@ -248,7 +245,7 @@ class Grouped:
             self._ask()
         elif not self._lingering:
             self._lingering = True
-            self.at.hub.call_later(LINGER, partial(self._turn, lingered=True))
+            self.at.hub.call_later(LINGER, partial(self.go_on, lingered=True))
 
     def _enough(self) -> int:
         """For how many completions to wait: half of what was received, where the rest keeps the children busy."""
@@ -329,7 +326,7 @@ class Grouped:
                 if one.completion.job_id in recorded:
                     completer.settle(one)
         self.at.decide(decided)
-        self._turn()
+        self.go_on()
 
     def _take_claims(self, claims: dict[str, Claimed], rows: Rows) -> None:
         """Keep what was claimed for its turn; what was not is for the child to try."""

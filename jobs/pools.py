@@ -192,10 +192,12 @@ def _of_threads(pool: Any) -> Any:
             request_id = options.get("correlation_id", "")
             told, left = grouped.begun(request_id), functools.partial(grouped.left, request_id, callback)
             result = super().on_apply(handover.traced, (told, target, *args), kwargs or {}, callback=left, **options)
-            result.f.add_done_callback(self._freed)
+            result.f.add_done_callback(functools.partial(self._freed, request_id))
             return result
 
-        def _freed(self, _: Any) -> None:
+        def _freed(self, request_id: str, begun: Any) -> None:
+            if begun.cancelled():  # the pool stopped before a thread was free: its claim is for others
+                grouped.dropped([request_id])
             loop, semaphore = grouped.loop(), self.options.get("semaphore")
             if loop is not None and semaphore is not None:
                 loop.call_soon(_next_one, semaphore)

@@ -10,6 +10,7 @@ import pytest
 from celery.concurrency import get_implementation
 from celery.concurrency.asynpool import ResultHandler
 from celery.concurrency.prefork import TaskPool as Prefork
+from celery.concurrency.thread import TaskPool as ThreadPool
 from celery.exceptions import WorkerTerminate
 from django.db import connection
 
@@ -154,3 +155,21 @@ def test_a_pool_that_has_nothing_to_flush_is_asked_for_nothing() -> None:
     pool = pools._of_children(Blocking)()
     pool.on_start()
     assert pool.flush is None
+
+
+def test_a_call_that_no_thread_began_lets_go_of_its_claim(monkeypatch: pytest.MonkeyPatch) -> None:
+    dropped: list[str] = []
+    monkeypatch.setattr(pools.grouped, "dropped", dropped.extend)
+    pool = pools.taught(ThreadPool, None)(1)
+    begun, gate = threading.Event(), threading.Event()
+
+    def body(*_: Any) -> Any:
+        begun.set()
+        return gate.wait(10)
+
+    for name in ("runs", "waits"):
+        pool.on_apply(body, (name,), callback=lambda answer: None, correlation_id=name)
+    assert begun.wait(10)
+    threading.Timer(0.1, gate.set).start()
+    pool.on_stop()
+    assert dropped == ["waits"]
